@@ -399,7 +399,7 @@ def test_a_person_plays_at_the_terminal(house: House):
     assert "Round 1 of 2" in done.err
     ended = house.start_program(program, ANSWERS="RED\n").end()
     assert ended.code == 5
-    assert "standard input has ended" in ended.err
+    assert "standard input is closed" in ended.err
     assert "> the run is kept" not in ended.err
 
 

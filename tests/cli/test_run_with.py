@@ -248,7 +248,7 @@ def test_the_engine_is_killed_twice(house: House, call, words: tuple[str, ...]):
     done = running.end()
     assert done.code == 0, done.err
     assert done.out.splitlines() == [f"{number} Paris." for number in range(40)]
-    assert done.err.count("starting it again") == 2
+    assert done.err.count("restarting it") == 2
     house.nothing_left()
 
 

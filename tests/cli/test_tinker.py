@@ -93,7 +93,7 @@ def test_a_service_from_its_start_to_its_end(house: House, megatron: str):
     done = running.end()
     assert done.code == 143
     assert "sampler is vllm, because USE_VLLM is true" in done.err
-    assert "stopping: what runs is finished" in done.err
+    assert "stopping: finishing running jobs" in done.err
     house.nothing_left()
     assert house.run("tinker", "status").code == 2
 

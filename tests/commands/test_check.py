@@ -113,5 +113,5 @@ async def test_a_server_that_says_nothing(house: House):
     lines = {line.name: line for line in report.lines}
     assert lines["health"].says == "/health answered 503"
     assert lines["chat"].says == "the answer is empty"
-    assert lines["1 user"].says.startswith("1 of 1 got no answer: the answer is empty")
+    assert lines["1 user"].says.startswith("1 of 1 were not answered: the answer is empty")
     assert (report.latency.n, report.latency.p50) == (0, None)

@@ -257,7 +257,7 @@ async def test_other_settings_of_a_part_are_refused(house: House):
     assert error.value.why == "the settings differ: limit"
     with pytest.raises(ConfigurationError, match="in different ways") as error:
         await evaluate(house, "fake:brief", "fake:sums")
-    assert error.value.why == "a group has settings of its own for fake:sums"
+    assert error.value.why == "a group has its own settings for fake:sums"
     assert list_runs(Layout.from_environment()) == []
 
 

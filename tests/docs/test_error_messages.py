@@ -22,7 +22,7 @@ ASSEMBLED = {
     "the server answered 400",
     "the server answered 429",
     "the server answered 500",
-    "the server at … refused us: it wants an API key",
+    "the server at … refused us: it requires an API key",
 }
 CATALOGUE = (ROOT / "docs/errors.md").read_text().partition("## What to do")[2]
 QUOTED = sorted(

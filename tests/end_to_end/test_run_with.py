@@ -26,5 +26,5 @@ def test_the_engine_is_killed(house: House):
     lines = done.out.splitlines()
     assert [int(line.split()[0]) for line in lines] == list(range(40))
     assert sum("Paris" in line for line in lines) > 20, done.out
-    assert done.err.count("starting it again") == 1
+    assert done.err.count("restarting it") == 1
     house.nothing_left()

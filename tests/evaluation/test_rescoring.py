@@ -209,7 +209,7 @@ class OtherStop(AddOne):
     ("task", "size", "why"),
     [
         (OtherPrompt(version=2), 6, "another prompt"),
-        (OtherStop(version=2), 6, "other stop texts"),
+        (OtherStop(version=2), 6, "different stop texts"),
         (AddOne(version=2), 5, "5 items"),
     ],
 )

@@ -256,7 +256,7 @@ async def test_the_server_of_a_companion_is_given_up(house: House):
     (server,) = (p for p in house.processes() if port in command_of(p))
     server.kill()
     assert await running is JobState.COMPLETE
-    assert "this command remains until it is ended" in log.read_text()
+    assert "this command waits until it is stopped" in log.read_text()
     samples = journaled(folder / "run").samples
     assert (len(samples), set(samples.values())) == (40, {1})
     assert list((folder / "servers").iterdir()) == []

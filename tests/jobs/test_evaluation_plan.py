@@ -161,7 +161,7 @@ def test_lm_eval_has_the_tokenizer_of_a_model_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        ({"params": {"extra": {"n_samples": 5}}}, "asks each item once"),
+        ({"params": {"extra": {"n_samples": 5}}}, "samples each item once"),
         ({"dataset_dir": "/data"}, "loads the data of its tasks itself"),
     ],
 )

@@ -79,7 +79,7 @@ async def test_a_server_that_tells_no_version(web):
 @pytest.mark.parametrize(
     ("reply", "kind", "message"),
     [
-        ((401, "{}"), UnauthorizedError, "wants an API key"),
+        ((401, "{}"), UnauthorizedError, "requires an API key"),
         ((503, "x"), ServerFaultError, "answered 503"),
         ((404, "x"), MalformedResponseError, "OpenAI-compatible server"),
         ((200, "<html>"), MalformedResponseError, "OpenAI-compatible server"),

@@ -160,7 +160,7 @@ def test_the_share_of_the_prefix_cache():
 @pytest.mark.parametrize(
     ("fault", "key", "said"),
     [
-        ({"status": 401}, None, "it wants an API key: set ENGINEHOUSE_API_KEY"),
+        ({"status": 401}, None, "it requires an API key: set ENGINEHOUSE_API_KEY"),
         ({"status": 401}, "wrong", "it refused the key in ENGINEHOUSE_API_KEY"),
         ({"status": 404}, None, "/metrics answered 404"),
     ],

@@ -145,7 +145,7 @@ def test_further_ports_that_listen(layout, listener):
         lease_ports(
             layout, host=LOOPBACK, wanted=None, name="s", others=(listener.getsockname()[1],)
         )
-    assert "a new job has others" in caught.value.fix
+    assert "a new job gets" in caught.value.fix
 
 
 def test_a_folder_of_leases_that_is_not_ours(layout, tmp_path, monkeypatch):

@@ -171,7 +171,7 @@ async def test_a_part_that_fails_is_taken_back(served, layout, tmp_path):
             await ready.weights.receive("bad", sending(3, last={"no": "names"}))
         assert not caught.value.restored
         assert f"those in {tmp_path / 'a'} answer" in caught.value.message
-        assert f"{done.after.digest} is lost, as it was on no disk" in caught.value.message
+        assert f"{done.after.digest} is lost, because it was not on disk" in caught.value.message
         back = await ask(ready)
         assert (back.completions, back.weights_digest) == (old.completions, old.weights_digest)
 

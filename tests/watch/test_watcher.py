@@ -295,7 +295,7 @@ async def test_a_folder_that_changes_while_it_is_loaded(place: Place):
     assert place.targets == ["base", "step-1", "step-1", "step-1"]
     place.on_target = lambda _: None
     assert scores(await place.watch()) == {"step-1": 0.9}
-    assert "step-1 changed while it was loaded: waiting for it again" in place.said
+    assert "step-1 changed while it was loaded" in place.said
 
 
 async def test_a_failure_of_a_folder_that_changed_is_none(place: Place):

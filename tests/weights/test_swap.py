@@ -316,7 +316,7 @@ async def test_a_hang_for_good_says_that_the_old_weights_are_not_back(room):
     async with room(hang) as it:
         error = await it.refused(deadline=0.3)
         assert (error.kind, error.restored) == ("deadline", False)
-        assert "are NOT back: the reload: not done within 0.3 s" in error.message
+        assert "were NOT restored: the reload: not done within 0.3 s" in error.message
         assert await it.name() == f"loading 0-{it.digest(it.a)[:12]}"
     condemned: list[str] = []
     async with room(hang, condemn=condemned.append) as it:

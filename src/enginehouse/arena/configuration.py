@@ -12,15 +12,15 @@ class DeliberationConfig(StrictModel):
     """How a team of several agents decides. The rules are part of every prompt."""
 
     willingness: Literal["poll", "order", "none"] = "poll"
-    """How the next speaker is found: poll asks everyone who has not spoken how much they want to,
-    from 0 to 3; order draws a seeded order; none: members speak in the order of their numbers."""
+    """How the next speaker is chosen: poll asks all members who have not spoken how much they want
+    to, from 0 to 3; order draws a seeded order; none follows the members' numbers."""
     votes: Literal["constrained", "parsed"] = "constrained"
-    """constrained: the engine, where it can, allows only the options as a vote; parsed: votes are
+    """constrained: the engine, if it can, restricts a vote to the options; parsed: votes are
     read from free text."""
     tie: str = RANDOM
-    """What is done when several options have the most votes: random, or an option."""
+    """What to do when several options have the most votes: random, or an option."""
     no_vote: str = RANDOM
-    """What is done when no vote is valid: random, or an option."""
+    """What to do when no vote is valid: random, or an option."""
 
     def spec(self) -> DeliberationSpec:
         """The same, as it is recorded."""

@@ -21,7 +21,7 @@ class BenchSettings(StrictModel):
     requests: Annotated[int, Field(ge=1)] | None = None
     """Requests per concurrency; by default 4 times the concurrency, but at least 32."""
     warmup: Annotated[int, Field(ge=0)] | None = None
-    """Requests before each measurement that do not count; by default the concurrency."""
+    """Warm-up requests before each measurement; by default the concurrency."""
     seed: int = 0
     """Determines the prompts' tokens, except their first few, which are always new."""
     max_failed: Fraction = 0.01

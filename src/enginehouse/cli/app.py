@@ -124,7 +124,7 @@ class _RunningAnother(_Command):
         if not dashes and not ctx.resilient_parsing and (words := ctx.params["program"]):
             words = " ".join(words)
             raise ConfigurationError(
-                f"what is to be run must follow `--`, and {words!r} does not",
+                f"the command to run must follow `--`, but {words!r} does not",
                 fix=f"enginehouse {ctx.info_name} … -- {words}",
             )
         ctx.params["program"] = command

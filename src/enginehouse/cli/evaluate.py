@@ -45,7 +45,7 @@ def evaluate(
     data: DataOption = None,
     folder: Annotated[
         Path | None,
-        typer.Option(help="The run's folder; a run that is there already is continued."),
+        typer.Option(help="The run's folder; an existing run there is continued."),
     ] = None,
     export: Annotated[
         Path | None,
@@ -60,8 +60,8 @@ def evaluate(
     others = [given.parse(values | {"model": model}) for model in more or ()]
     if (folder or export) is not None and others:
         raise ConfigurationError(
-            "--folder and --export are for one run, and several models are to be evaluated",
-            fix="evaluate them one by one, or leave the option out",
+            "--folder and --export are for a single run, but several models were given",
+            fix="evaluate them one by one, or remove the option",
         )
     from enginehouse.commands.evaluate import run_evaluation
     from enginehouse.commands.evaluate_together import run_together
@@ -215,7 +215,7 @@ def _is_trusted_by_user(run: str) -> bool:
     settings = untrusted_settings(run, layout=Layout.from_environment())
     if not settings:
         return False
-    for line in ("this run belongs to someone else, and its configuration says:", *settings):
+    for line in ("this run belongs to another user, and its configuration says:", *settings):
         Console().note(line)  # even with --quiet, since it is a question
     return typer.confirm("Do you trust it?", err=True)
 

@@ -48,7 +48,7 @@ def export(
 
     if not to and not config:
         raise ConfigurationError(
-            "nothing says where to", fix="name an exporter with --to, or a file with --config"
+            "no exporter is named", fix="name an exporter with --to, or a file with --config"
         )
     chosen = choose_destinations(to or (), file=config, out=out, words=override or ())
     for one in chosen:

@@ -26,7 +26,7 @@ def install(
         str,
         typer.Argument(
             help="An engine that runs here (`enginehouse engines` lists them); a harness, such as "
-            "lm-eval; or trainer, which the Tinker service trains with."
+            "lm-eval; or trainer, for the Tinker service."
         ),
     ] = DEFAULT_ENGINE,
     *,

@@ -29,7 +29,7 @@ RUN = "run"  # the folder of a job's run, in the job's folder: see jobs/plan.py
 
 launch = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 listing = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-launch.add_typer(listing, name="ls", help="List what can be launched, and what was.")
+launch.add_typer(listing, name="ls", help="List tasks and past launches.")
 
 JobArgument = Annotated[
     str, typer.Argument(help="A job's id, or the beginning of one, as `ls runs` lists it.")
@@ -50,10 +50,12 @@ def run(
     ] = None,
     env_file: Annotated[
         Path | None,
-        typer.Option(help="A file of NAME=VALUE, with mode 600, for what is not set here."),
+        typer.Option(
+            help="A file of NAME=VALUE lines, with mode 600, for variables that are not set here."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, and write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would run without writing anything.")
     ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -94,7 +96,7 @@ def status(
     *,
     json: JsonOption = False,
 ) -> None:
-    """Show the state of jobs, as their executors tell it."""
+    """Show the state of jobs as reported by their executors."""
     console = Console(json=json)
     from enginehouse.jobs.launch import refresh
     from enginehouse.jobs.records import JobRecords
@@ -216,7 +218,7 @@ def convert(
 
     conversion = converted(file, service=service)
     for key, reason in conversion.left_out.items():
-        console.note(f"left out: {key}: {reason}")
+        console.note(f"omitted: {key}: {reason}")
     console.result(conversion, text=lambda: console.say(conversion.text.rstrip()))
 
 
@@ -293,7 +295,7 @@ def list_runs(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most so many jobs, the latest.")
+        int | None, typer.Option("--limit", min=1, help="Show only this many jobs, the latest.")
     ] = None,
     json: JsonOption = False,
 ) -> None:

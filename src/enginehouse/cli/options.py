@@ -40,7 +40,9 @@ QuietOption = Annotated[
 ]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-run", help="Run what someone else's run folder says, without asking."),
+    typer.Option(
+        "--trust-run", help="Run the configuration in another user's run folder without asking."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; command-line options override it.")

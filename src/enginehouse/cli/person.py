@@ -46,8 +46,8 @@ class Person:
         if line is None:
             write_text(sys.stderr, "\n")
             raise ServerGoneError(
-                "an agent is human, and standard input has ended",
-                fix="play on at a terminal, or let a script or a model take the place",
+                "a human agent needs input, but standard input is closed",
+                fix="resume in a terminal, or use a script or a model",
             )
         return line.decode(errors="replace")
 

@@ -66,24 +66,27 @@ def run(  # noqa: PLR0913 - one for each option
     ] = None,
     serve: Annotated[
         bool,
-        typer.Option("--serve", help="Start the servers that are not running, and stop them."),
+        typer.Option(
+            "--serve", help="Start the servers that are not running, and stop them afterwards."
+        ),
     ] = False,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", help="The most requests in flight per server.")
     ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", help="A folder that also gets the results."),
+        typer.Option("--output-dir", help="A folder that the results are copied to."),
     ] = None,
     cassette: Annotated[
         str | None,
         typer.Option(
             "--cassette",
-            help="A run whose recorded calls answer as long as the same model is asked the same.",
+            help="A run to replay: its answers are reused while the model and prompts match.",
         ),
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no model: only the cassette answers.")
+        bool,
+        typer.Option("--offline", help="Send no requests: use answers from the cassette only."),
     ] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,

@@ -42,7 +42,7 @@ def analyze(
     from enginehouse.report.visible_text import write_text
 
     if json and csv:
-        raise ConfigurationError("--json and --csv exclude each other", fix="give one of them")
+        raise ConfigurationError("--json cannot be used with --csv", fix="give one of them")
     console = Console(json=json)
     opened = _experiment(run)
     report = summarise_experiment(opened)

@@ -41,7 +41,7 @@ def show(
     """Show the report of a run, finished or not, or one of an evaluation's samples in full."""
     console = Console(json=json)
     if sample is not None and at_k is not None:
-        raise ConfigurationError("--sample and --at-k exclude each other")
+        raise ConfigurationError("--sample cannot be used with --at-k")
     from enginehouse.evaluation import find_sample, summarise
     from enginehouse.report.terminal import print_report, render_sample
     from enginehouse.store.runs import open_run

@@ -20,7 +20,7 @@ def sample(*, given: Given[SampleConfig], console: Console) -> None:
     printed = config.settings.out == "-"
     if printed and console.json:
         raise ConfigurationError(
-            "--json cannot be used with --out -, which prints the samples", fix="leave --json out"
+            "--json cannot be used with --out -, which prints the samples", fix="remove --json"
         )
     from enginehouse.commands.sample import require_samples, run_sampling
 

@@ -32,14 +32,16 @@ def serve(
         typer.Option(
             "--announce",
             metavar="FOLDER",
-            help="Announce the server in a folder, for `addresses: FOLDER` of those who ask.",
+            help="Publish the server's address in FOLDER, where clients with `addresses: FOLDER` "
+            "find it.",
         ),
     ] = None,
     remain: Annotated[
         bool,
         typer.Option(
             "--remain",
-            help="With --announce: when the server is given up, wait to be ended. Others go on.",
+            help="With --announce: keep this command running after its server is given up, so "
+            "that the other servers continue.",
         ),
     ] = False,
     head: Annotated[
@@ -47,11 +49,15 @@ def serve(
         typer.Option(
             "--head",
             metavar="HOST",
-            help="Only be a part of the server that spans this machine and HOST, its first one.",
+            help="Run this machine's part of a server that spans several machines; HOST is the "
+            "first.",
         ),
     ] = None,
     node: Annotated[
-        int, typer.Option("--node", min=1, help="With --head: which machine this is, from 1.")
+        int,
+        typer.Option(
+            "--node", min=1, help="With --head: this machine's number, from 1; HOST is 0."
+        ),
     ] = 1,
     given: Given[ServeConfig],
     console: Console,
@@ -75,21 +81,21 @@ def serve(
     if detach and announce is not None:
         raise ConfigurationError(
             "a detached server cannot be announced",
-            why="no process would take the announcement back when the server ends",
-            fix="leave --detach out",
+            why="nothing would remove the announcement when the server stops",
+            fix="remove --detach",
         )
     if remain and announce is None:
         raise ConfigurationError(
-            "--remain is for a server that is announced",
-            why="one that answers nobody has no others that go on without it",
-            fix="leave --remain out, or add --announce FOLDER",
+            "--remain needs an announced server",
+            why="only announced servers have peers that can take over",
+            fix="remove --remain, or add --announce FOLDER",
         )
     if head is not None:
         if detach or announce is not None:
             raise ConfigurationError(
                 "a part of a server can be neither detached nor announced",
-                why="it ends with the server, and answers nobody",
-                fix="leave --detach and --announce out",
+                why="it stops with the server, and answers no requests itself",
+                fix="remove --detach and --announce",
             )
         run_async(serve_worker(settings, context, head=head, node=node))
     elif detach:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 def tasks(
     words: Annotated[
         list[str] | None,
-        typer.Argument(help="Only the tasks with all of these in their name or description."),
+        typer.Argument(help="Only tasks whose name or description contains all of these words."),
     ] = None,
     *,
     harness: Annotated[
         str | None, typer.Option(help="List the tasks of a harness: lm-eval or inspect.")
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(help="A folder with tasks of your own for the harness.")
+        Path | None, typer.Option(help="A folder with your own tasks for the harness.")
     ] = None,
     harness_version: Annotated[
         str | None, typer.Option(help="The harness's version; by default the tested one.")

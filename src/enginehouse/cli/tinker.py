@@ -74,7 +74,8 @@ def _announce(url: str, home: Path, console: Console) -> None:
 def status(
     *,
     url: Annotated[
-        str | None, typer.Option("--url", help="Its address; by default where it said it listens.")
+        str | None,
+        typer.Option("--url", help="The service's URL; by default the one stored in its home."),
     ] = None,
     home: HomeOption = None,
     json: JsonOption = False,
@@ -151,7 +152,7 @@ def _words(value: object) -> str:
 
 @keys.command()
 def add(
-    user: Annotated[str, typer.Argument(help="Whose key it is.")],
+    user: Annotated[str, typer.Argument(help="The user that the key belongs to.")],
     *,
     note: Annotated[str, typer.Option("--note", help="What the key is for.")] = "",
     home: HomeOption = None,
@@ -206,7 +207,7 @@ def list_(
 
 @keys.command()
 def revoke(
-    key: Annotated[str, typer.Argument(help="The key, as `keys list` names it.")],
+    key: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
     *,
     home: HomeOption = None,
 ) -> None:

@@ -35,7 +35,10 @@ def watch(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="The most jobs at once; by default 1 on this machine, else all."),
+        typer.Option(
+            min=1,
+            help="The most jobs at once; by default 1 on this machine and no limit elsewhere.",
+        ),
     ] = None,
     given: Given[WatchConfig],
     console: Console,
@@ -49,7 +52,7 @@ def watch(
     if launch is not None:
         launched = _launched(given, launch, overrides=override or (), jobs=jobs, data=data)
     elif override or jobs:
-        raise ConfigurationError("-o and --jobs need --launch", fix="leave them out, or add it")
+        raise ConfigurationError("-o and --jobs need --launch", fix="remove them, or add it")
     else:
         settings = given.parse(task_values(given, data=data))
     from enginehouse.report.curve_table import LinePerPoint, curve_display
@@ -95,7 +98,7 @@ def _launched(
     unused = sorted(values.keys() - WatchSettings.model_fields.keys())
     if unused or data is not None:
         raise ConfigurationError(
-            f"without effect beside --launch: {', '.join([*unused, *(['data'] if data else [])])}",
+            f"without effect with --launch: {', '.join([*unused, *(['data'] if data else [])])}",
             why="the model, the tasks and the server are those of the launch file",
             fix="put them into the launch file, or change it with -o KEY=VALUE",
         )

@@ -119,8 +119,8 @@ def merge(
         console.say(f"{out} has the changes of {merged.modules} modules, stored as {types}")
         if merged.untied:
             console.say(
-                "its output layer has weights of its own, where the base model uses those of its "
-                "embedding"
+                "its output layer has separate weights, although the base model shares them with "
+                "its embedding"
             )
 
     console.result(merged, text=text)

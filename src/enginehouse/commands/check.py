@@ -202,12 +202,12 @@ async def _health(target: _Target) -> str:
     if reply.status == 404 and target.server.version is None:
         raise UnsupportedError(
             f"there is no {path}, so it may not be {target.engine.name}",
-            fix="say with --engine what it is; `enginehouse engines` lists them",
+            fix="name its engine with --engine; `enginehouse engines` lists them",
         )
     if reply.status != 200:
         raise MalformedResponseError(
             f"{path} answered {reply.status}",
-            fix="read the server's log: it may be starting still, or be dead behind its port",
+            fix="read the server's log: it may still be starting, or its engine may have died",
         )
     return f"{path} answered in {reply.elapsed * 1000:,.0f} ms"
 
@@ -264,7 +264,8 @@ async def _tools(target: _Target) -> str:
     if not calls:
         raise MalformedResponseError(
             f"a call was required, the answer was {_shown(response.completions[0].text)}",
-            fix="the tool-call parser may be another family's; call_tools() works without",
+            fix="the server's tool-call parser may be for another model family; call_tools() "
+            "needs none",
         )
     call = calls[0]
     try:
@@ -289,7 +290,7 @@ async def _schema(target: _Target) -> str:
     try:
         wrong = _TOOL.check(json.loads(text))
     except (ValueError, RecursionError):
-        wrong = "it is no JSON"
+        wrong = "it is not JSON"
     if wrong:
         raise MalformedResponseError(f"{_shown(text)} does not follow the schema: {wrong}")
     return f"answered {' '.join(text.split())}"
@@ -307,9 +308,11 @@ async def _logprobs(target: _Target) -> str:
     response = await target.ask(target.prompt(), logprobs=0, max_tokens=4)
     found = _answer(response).logprobs
     if not found:
-        raise MalformedResponseError("the answer has none")
+        raise MalformedResponseError("the answer has no log-probabilities")
     if bad := [token for token in found if not token.logprob <= 0]:
-        raise MalformedResponseError(f"{bad[0].text!r} has {bad[0].logprob}, which is no logarithm")
+        raise MalformedResponseError(
+            f"{bad[0].text!r} has {bad[0].logprob}, which is not a valid log-probability"
+        )
     return f"{len(found)} tokens, the first {found[0].text!r} with {found[0].logprob:.2f}"
 
 
@@ -345,7 +348,7 @@ def _adapters(target: _Target) -> Iterator[_Probe]:
 async def _no_adapters(target: _Target) -> str:
     raise UnsupportedError(
         f"the server lists no name besides {target.sampler.model}",
-        fix="start it with --enable-lora and load one, if there should be any",
+        fix="to use adapters, start it with --enable-lora and load one",
     )
 
 
@@ -376,7 +379,7 @@ async def _users(target: _Target, *, count: int) -> tuple[CheckLine, Percentiles
     name = "1 user" if count == 1 else f"{count:,} users"
     if failures and isinstance(failures[0], WireError):
         line = _failed(name, failures[0], begun=begun)
-        says = f"{len(failures):,} of {count:,} got no answer: {line.says}"
+        says = f"{len(failures):,} of {count:,} were not answered: {line.says}"
         return msgspec.structs.replace(line, says=says), found
     says = f"all answered within {seconds:.2f} s: {_spread(found, latencies)}; "
     says += f"{tokens / seconds:,.0f} tokens/s"

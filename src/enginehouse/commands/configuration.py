@@ -33,7 +33,7 @@ class BenchConfig(ComposedModel):
 
 def _require_one_server(plan: AskConfig) -> None:
     if plan.has_several_servers:
-        raise ValueError("one server is looked at here: leave instances and addresses out")
+        raise ValueError("this command works with one server: remove instances and addresses")
 
 
 class SampleConfig(ComposedModel):
@@ -106,12 +106,13 @@ class RunWithSettings(StrictModel):
     record: Path | None = None
     """Keep every request and its answer in this folder."""
     replay: bool = False
-    """With record: answer a request from the folder where its answer is there and repeatable."""
+    """With record: answer a repeated request from the folder if its answer is deterministic."""
     resume: bool = False
-    """With record: the program was started again. Its k-th identical request gets the k-th answer
-    that was recorded before, whatever its temperature."""
+    """With record: continue a recorded program. The k-th identical request gets the k-th recorded
+    answer, whatever the temperature."""
     adapters: Path | None = None
-    """A folder of LoRA adapters, each of which the program may name as its model."""
+    """A folder of LoRA adapters, one subfolder each; the program selects one by naming the
+    subfolder as the model."""
 
     @model_validator(mode="after")
     def _something_to_replay(self) -> Self:
@@ -131,9 +132,10 @@ class ServiceSettings(StrictModel):
     """Where scenes connect, and how the model is asked."""
 
     arena_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """The port for scenes, on 127.0.0.1; by default a free one. Agent Arena's own use 5000."""
+    """The port for scenes, on 127.0.0.1; by default a free one. Agent Arena's own scenes use
+    5000."""
     system: str | None = None
-    """The system message, in place of the one that explains the world and the tools."""
+    """A system message that replaces the one explaining the world and the tools."""
     temperature: Annotated[float, Field(ge=0)] = 0.7
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -159,13 +161,13 @@ class JudgeConfig(AskConfig):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling; 1 is off."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
-    """Its longest reply, in tokens; one that is cut off is no verdict."""
+    """Its longest reply, in tokens; a truncated reply does not count as a verdict."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """The largest number of requests in flight; by default it follows the server's queue."""
     request_timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds that one attempt at a request may take; by default 1200."""
+    """The longest time for one attempt at a request, in seconds; by default 1200."""
     max_retries: Annotated[int, Field(ge=0)] | None = None
-    """How often a request is sent again after a failure that may pass; by default 4 times."""
+    """How often a request is retried after a transient failure; by default 4 times."""
 
     @property
     def name(self) -> str:
@@ -177,13 +179,15 @@ class TaskConfig(StrictModel):
     """One task of an evaluation; None means the evaluation's own setting."""
 
     name: str
-    """A name, a harness's such as lm-eval:piqa, or a YAML file, relative to the configuration."""
+    """A task's name, a harness's task such as lm-eval:piqa, or a YAML file relative to the
+    configuration."""
     data: str | None = None
-    """Data that replaces the task's own: a file, found in the same way, or hf:owner/name:file."""
+    """Data that replaces the task's own: a file, also relative to the configuration, or
+    hf:owner/name:file."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """The number of items."""
     samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """How often each item is asked."""
+    """The number of samples per item."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """The longest answer, in tokens."""
     temperature: Annotated[float, Field(ge=0)] | None = None
@@ -197,17 +201,17 @@ class TaskConfig(StrictModel):
     reasoning: ReasoningUse | None = None
     """What scoring does with an answer's reasoning: strip, strip_finished or keep."""
     reasoning_end: Annotated[str, Field(min_length=1)] | None = None
-    """A text that ends the reasoning, besides the usual marks such as </think>."""
+    """A text that ends the reasoning, in addition to the usual tags such as </think>."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """The largest number of the task's requests in flight."""
     request_timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds that one attempt at a request may take."""
+    """The longest time for one attempt at a request, in seconds."""
     max_retries: Annotated[int, Field(ge=0)] | None = None
-    """How often a request is sent again after a failure that may pass."""
+    """How often a request is retried after a transient failure."""
     few_shot: Annotated[int, Field(ge=0)] | None = None
     """The number of examples before each question, for a harness's task."""
     arguments: dict[str, Any] | None = None
-    """What else a harness's task takes, by its own names."""
+    """Other arguments of a harness's task, under the harness's names."""
 
     @model_validator(mode="after")
     def _as_the_task_is(self) -> Self:
@@ -232,7 +236,7 @@ class EvaluationSettings(StrictModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     """The number of items of each task: a seeded choice, the same for every model."""
     samples: Annotated[int, Field(ge=1, le=100_000)] = 1
-    """How often each item is asked."""
+    """The number of samples per item."""
     seed: int = 0
     """Determines the items, their order, and the seed of every sample."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -248,15 +252,15 @@ class EvaluationSettings(StrictModel):
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """The largest number of requests in flight; by default it follows the server's queue."""
     request_timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds that one attempt at a request may take; by default 1200."""
+    """The longest time for one attempt at a request, in seconds; by default 1200."""
     max_retries: Annotated[int, Field(ge=0)] | None = None
-    """How often a request is sent again after a failure that may pass; by default 4 times."""
+    """How often a request is retried after a transient failure; by default 4 times."""
     reasoning: ReasoningUse = ReasoningUse.STRIP
     """What scoring does with an answer's reasoning: strip, strip_finished or keep."""
     reasoning_end: Annotated[str, Field(min_length=1)] | None = None
-    """A text that ends the reasoning, besides the usual marks such as </think>."""
+    """A text that ends the reasoning, in addition to the usual tags such as </think>."""
     max_failed: Fraction = 0.01
-    """The share of failed samples above which a task has no headline."""
+    """The share of failed samples above which a task reports no headline figure."""
     tool_steps: tuple[Step, ...] = tuple(Step)
     """The steps that tasks with tools may use, in order: native, constrained, prompted."""
     price_input: Annotated[float, Field(ge=0)] | None = None
@@ -266,9 +270,9 @@ class EvaluationSettings(StrictModel):
     judge: JudgeConfig | None = None
     """The model that scores answers, for tasks whose metric is `judge`."""
     include_path: Path | None = None
-    """A folder with tasks of your own for a harness."""
+    """A folder with your own tasks for a harness."""
     harness_version: str | None = None
-    """The version of the harness whose tasks these are; by default the tested one."""
+    """The harness's version; by default the tested one."""
 
     @property
     def most_in_flight(self) -> int | None:

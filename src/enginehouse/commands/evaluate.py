@@ -386,7 +386,7 @@ def resolved_yaml(config: EvaluationConfig) -> str:
             hidden.append(f"{of}env_vars.{name}")
     head = "# Run it again: enginehouse eval --config FILE\n"
     if hidden:
-        head += f"# Left out because they may be secrets: {', '.join(hidden)}\n"
+        head += f"# Omitted because they may be secrets: {', '.join(hidden)}\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -430,7 +430,7 @@ def _plan(settings: EvaluationSettings) -> tuple[EvaluationSpec, TaskPlans]:
 def _require_judge(task: Task, settings: EvaluationSettings) -> None:
     if is_judged(task) and settings.judge is None:
         raise ConfigurationError(
-            f"the answers of task {task.info.name} are scored by a judge, and none is named",
+            f"the answers of task {task.info.name} are scored by a judge, but none is named",
             fix="name a model, or the url of a server, below `judge` in a --config file",
         )
 

@@ -64,8 +64,8 @@ def _require_one_model(configs: Sequence[EvaluationConfig]) -> None:
     plans = [config.plan for config in configs]
     if any(plan.runs_already for plan in plans):
         raise ConfigurationError(
-            "a server that runs already is asked about one model at a time",
-            fix="name one of its models with --model, or leave --url and --addresses out",
+            "a running server is evaluated with one model at a time",
+            fix="name one of its models with --model, or remove --url and --addresses",
         )
     asked = [(_bare(config.plan), config.settings) for config in configs]
     if any(other != asked[0] for other in asked):

@@ -45,7 +45,7 @@ class ProviderConfig(StrictModel):
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """The longest answer, in tokens."""
     include_reasoning: bool | None = None
-    """Sent as it is, for models that reason: OpenRouter and vLLM return the reasoning, or not."""
+    """Passed through to OpenRouter and vLLM: whether to return the model's reasoning."""
     adapter: Path | None = None
     """The folder of a LoRA adapter of `model`, which the server loads."""
     serve: bool = False
@@ -75,7 +75,7 @@ class AgentConfig(StrictModel):
     plays: str = LLM
     """llm, human, or the name of a script."""
     provider: ProviderConfig | None = None
-    """Who answers for this agent; its keys take precedence over the team's."""
+    """The model behind this agent; its keys override the team's."""
 
     @property
     def is_llm(self) -> bool:
@@ -92,7 +92,7 @@ class TeamConfig(StrictModel):
     """llm, human or a script's name, for all agents; or a list of such names and of agents with a
     provider of their own (`{provider: {…}}`). By default all are LLMs."""
     provider: ProviderConfig | None = None
-    """Who answers for the team; its keys take precedence over `default_provider`'s."""
+    """The model behind the team; its keys override those of `default_provider`."""
 
     @field_validator("agents", mode="before")
     @classmethod
@@ -118,13 +118,13 @@ class ExperimentConfig(StrictModel):
     experiment_name: str | None = None
     """A name for lists and reports; by default that of the file."""
     output_dir: Path | None = None
-    """A folder that also gets the results, in a folder named after the run."""
+    """A folder that the results are copied to, in a subfolder named after the run."""
     num_games: Annotated[int, Field(ge=1, le=MOST_MATCHES)] = 1
     """The number of matches of each pairing; match i has the same seed in every pairing."""
     seed: int | None = None
     """Determines each match's seed; by default `game.seed`, or else 0."""
     default_provider: ProviderConfig | None = None
-    """Who answers for every team, as far as its own provider does not say otherwise."""
+    """The model behind every team; a team's own provider overrides its keys."""
     game: Mapping[str, Any] = Field(default_factory=dict)
     """`name` (red_black by default), `team_size`, and the game's own settings."""
     team_a: TeamConfig | None = None
@@ -141,14 +141,14 @@ class ExperimentConfig(StrictModel):
     deliberation: DeliberationConfig = DeliberationConfig()
     """How teams of several agents decide."""
     serve: bool = False
-    """As `serve` of every provider whose engine runs here."""
+    """Set `serve` for every provider whose engine runs here."""
     cassette: str | None = None
-    """A run whose recorded calls answer as long as the same model is asked the same."""
+    """A run to replay: its answers are reused while the model and prompts match."""
     offline: bool = False
-    """Ask no model: only the cassette answers."""
+    """Send no requests: use answers from the cassette only."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """The largest number of requests in flight per server; by default twice the `max_num_seqs` of
-    a server of our own; elsewhere as many as the server takes, from 64 to 512 (64 of a hosted API).
+    our own server; otherwise as many as the server accepts, from 64 to 512 (64 for a hosted API).
     """
 
     @model_validator(mode="before")
@@ -240,7 +240,7 @@ class ExperimentConfig(StrictModel):
     @model_validator(mode="after")
     def _somebody_answers(self) -> Self:
         if self.offline and self.cassette is None:
-            raise ValueError("nobody answers 'offline': name a recorded run as 'cassette'")
+            raise ValueError("'offline' needs recorded answers: name a run as 'cassette'")
         return self
 
 

@@ -119,7 +119,7 @@ class _Models:
         """The name of a provider, which is the same for equal ones. Raises ConfigurationError."""
         if provider.type is None:
             raise ConfigurationError(
-                f"nothing says who answers for {team}",
+                f"no model is configured for {team}",
                 fix=f"give default_provider or {team}.provider, with a type and a model; or "
                 f"agents that follow a script, as in {team}: {{agents: tit for tat}}",
             )
@@ -160,8 +160,8 @@ def _agents(team: TeamConfig, default_size: int) -> Sequence[AgentConfig]:
         if agent.provider is not None and not agent.is_llm:
             raise ConfigurationError(
                 f"an agent that plays {agent.plays!r} has a provider",
-                why="no model is asked for it",
-                fix="leave one of the two out",
+                why="it does not use a model",
+                fix="remove one of the two",
             )
     return agents
 
@@ -179,7 +179,8 @@ def _pairings(
                 raise UnknownNameError("team", team, teams)
         if len(pairing) != len(given[0]) or not pairing:
             raise ConfigurationError(
-                f"the pairing {list(pairing)} has another number of seats than {list(given[0])}",
+                f"the pairing {list(pairing)} has a different number of seats than "
+                f"{list(given[0])}",
                 fix="name one team for every seat in each pairing",
             )
     if config.seats == "paired":

@@ -30,7 +30,7 @@ def require_trust(run: Run, config: EvaluationConfig | ExperimentConfig, *, layo
     """Raise UntrustedRunError if another user's configuration would run code or reveal a key."""
     if _is_foreign(run, layout=layout) and (risks := list(_risks(run, config))):
         raise UntrustedRunError(
-            f"{run.folder} is another user's run, and its configuration decides what runs here",
+            f"{run.folder} belongs to another user, and its configuration decides what runs here",
             why="; ".join(risks),
             fix=f"read {run.config_path}; if you trust it, repeat the command with --trust-run",
         )
@@ -61,12 +61,12 @@ def _risks(run: Run, config: EvaluationConfig | ExperimentConfig) -> Iterator[st
         for task in config.settings.tasks:
             if harness_task_name(task.name) is not None:
                 if ".py" in task.name:
-                    yield f"tasks: {task.name} is a Python file, which would be run"
+                    yield f"tasks: {task.name} is a Python file that would be run"
             elif task.name.endswith((".yaml", ".yml")):
                 yield f"tasks: {task.name} may name a Python function that scores answers"
         if config.settings.include_path is not None:
             folder = config.settings.include_path
-            yield f"include_path: tasks in {folder} may hold Python code, which would be run"
+            yield f"include_path: tasks in {folder} may contain Python code that would be run"
         yield from _risks_of_asking(config.plan, config.plan.url, "url")
         yield from _risks_of_announced(config.plan, "addresses")
         if (judge := config.settings.judge) is not None:
@@ -83,7 +83,7 @@ def _risks_of_announced(plan: AskConfig, key_of_folder: str) -> Iterator[str]:
     if plan.addresses is not None:
         key = plan.api_key_env or "your API key, if one is set,"
         yield (
-            f"{key_of_folder}: {key} and the questions would be sent to those named in "
+            f"{key_of_folder}: {key} and the questions would be sent to the servers listed in "
             f"{plan.addresses}"
         )
 

@@ -169,7 +169,7 @@ def _require_one_way(tasks: Sequence[TaskSpec], contents: Mapping[str, Contents]
         ]
         why = f"the settings differ: {', '.join(different)}" if different else None
         if changed := shared & (a.changed | b.changed):
-            why = f"a group has settings of its own for {min(changed)}"
+            why = f"a group has its own settings for {min(changed)}"
         if why is not None:
             raise ConfigurationError(
                 f"{one.name} and {other.name} both ask {min(shared)}, in different ways",
@@ -208,7 +208,7 @@ def _require_task(
         supports = load_engine(engine).capabilities(None).supports
         if Capability.PROMPT_LOGPROBS not in supports:
             raise HarnessError(
-                f"{name} needs log-probabilities of prompts, and {engine} has none",
+                f"{name} needs log-probabilities of prompts, which {engine} does not provide",
                 kind="needs_logprobs",
                 why=None if choices == [named.task] else f"{choices[0]} is a part of it",
                 fix="use another engine: `enginehouse engines` shows which ones have "

@@ -36,7 +36,7 @@ def with_left_out(server: ServerOptions, names: Sequence[str]) -> ServerOptions:
     missing = [name for name in names if name not in known and name not in os.environ]
     if missing:
         raise ConfigurationError(
-            f"the run's server was started with {', '.join(missing)}, which is not set here",
+            f"the run's server needs {', '.join(missing)}, which is not set here",
             why="values that may be secrets are not kept with a run",
             fix=f"set it again: {' '.join(f'{name}=…' for name in missing)} enginehouse resume …",
         )

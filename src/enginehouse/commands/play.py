@@ -237,7 +237,7 @@ def _resolved_yaml(config: ExperimentConfig) -> str:
     values["game"] = dict(config.game)
     head = "# Play it again: enginehouse play FILE\n"
     if hidden:
-        head += f"# Left out because they may be secrets: {', '.join(sorted(hidden))}\n"
+        head += f"# Omitted because they may be secrets: {', '.join(sorted(hidden))}\n"
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

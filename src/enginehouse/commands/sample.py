@@ -58,7 +58,9 @@ async def run_sampling(
                 await batch.ask(missing, deployment.sampler, source, progress=progress)
         except BaseException:
             if isinstance(out, SampleFile) and batch.asked:
-                context.notify(f"{settings.out} is whole: the same command asks what it lacks")
+                context.notify(
+                    f"{settings.out} is intact; run the same command again to complete it"
+                )
             raise
     return batch.summary()
 
@@ -66,7 +68,7 @@ async def run_sampling(
 def require_samples(summary: SamplingSummary) -> None:
     """Raise WireError if a sample failed."""
     if summary.failed:
-        again = "" if summary.out == "-" else "; the same command asks these again"
+        again = "" if summary.out == "-" else "; run the same command to retry them"
         raise WireError(
             f"{summary.failed:,} of {summary.prompts:,} samples failed",
             why=summary.example,

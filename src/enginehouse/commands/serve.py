@@ -76,7 +76,9 @@ async def serve_until_stopped(
         except ServerGoneError as error:
             if not remain:
                 raise
-            context.notify(f"{error}\nother servers go on; this command remains until it is ended")
+            context.notify(
+                f"{error}\nthe other servers keep running; this command waits until it is stopped"
+            )
     await asyncio.Event().wait()
 
 

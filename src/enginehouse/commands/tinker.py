@@ -48,7 +48,7 @@ async def serve_until_stopped(
             try:
                 await http.ended()
             finally:
-                context.notify("stopping: what runs is finished, what waits is kept")
+                context.notify("stopping: finishing running jobs; queued jobs are kept")
                 address.unlink(missing_ok=True)
                 await service.drain(config.drain_timeout)
 
@@ -74,7 +74,7 @@ async def ask_status(home: Path, *, url: str | None) -> ServiceStatus:
         ) from error
     if reply.status != 200:
         raise TinkerError(
-            f"{address} did not tell its state (HTTP {reply.status})",
+            f"{address} did not report its status (HTTP {reply.status})",
             why=content[:500].decode(errors="replace"),
             fix="check that the service at this address has this --home",
         )

@@ -90,7 +90,7 @@ async def add_adapter(
 async def adapters_on(server: Server, engine: Engine, context: Context) -> AsyncIterator[Adapters]:
     """Those of a known server. Raises UnsupportedError for an engine without adapters."""
     require(engine.capabilities(server.version), Capability.ADAPTERS, "LoRA adapters")
-    assert isinstance(engine, ServedEngine), "an engine that takes adapters is one that is served"
+    assert isinstance(engine, ServedEngine), "only served engines take adapters"
     # one request at a time: together, the requests of a proof would kill some servers
     async with make_sampler(server, engine, concurrency=1) as sampler:
         yield Adapters(server, engine, sampler, context)

@@ -61,8 +61,8 @@ async def announced_deployment(
     """
     if not isinstance(engine, ServedEngine):
         raise UnsupportedError(
-            f"{engine.name} runs elsewhere, and its servers announce themselves nowhere",
-            fix="leave addresses out",
+            f"{engine.name} is a hosted API and does not support `addresses`",
+            fix="remove addresses",
         )
     group = SeveralDeployment(engine, context, concurrency=concurrency)
     members = _Members(plan, engine, context, group)
@@ -181,7 +181,7 @@ class _Members:
             raise ServerGoneError(
                 f"none of the servers announced in {self._folder} has answered for "
                 f"{self._plan.progress_timeout:.0f} s",
-                why="; ".join(self._said.values()) or "none is announced there any more",
+                why="; ".join(self._said.values()) or "none is announced there now",
                 fix="start servers, then resume",
             )
 
@@ -198,7 +198,7 @@ class _Members:
             try:
                 await self._admit(part, one)
             except EnginehouseError as error:
-                self._say(file, f"{one.url} is not asked: {error.message}")
+                self._say(file, f"{one.url} is not used: {error.message}")
                 return
             self._said.pop(file, None)
             self._joined.set()
@@ -206,7 +206,7 @@ class _Members:
             lost = await self._until_over(part, file)
             self._group.leave(part)
             if lost is None:
-                self._context.notify(f"{one.url} left, with everything answered")
+                self._context.notify(f"{one.url} left after answering everything")
                 return
             in_flight = part.instance.redelivery.interrupt(lost)
             self._say(file, f"{one.url} was lost: {lost}")
@@ -272,7 +272,7 @@ class _Members:
         """Why the server was lost; None once it has left and nothing is in flight there.
 
         It is lost at once if it refuses connections after a request has failed, and otherwise if
-        it does so twice, says that its engine is dead, or is silent for a while.
+        it does so twice, reports that its engine is dead, or is silent for a while.
         """
         redelivery = part.instance.redelivery
         refusals, heard = 0, time.monotonic()
@@ -283,7 +283,7 @@ class _Members:
                 try:
                     async with session.get(below(path), timeout=_PROBE) as reply:
                         if reply.status == _ENGINE_DEAD:
-                            return f"{path} says that its engine is dead"
+                            return f"{path} reports that its engine is dead"
                     refusals, heard = 0, time.monotonic()
                     redelivery.acquit(suspects)
                 except aiohttp.ClientConnectorError as error:
@@ -292,7 +292,7 @@ class _Members:
                         return f"it cannot be reached ({error.strerror or error})"
                 except (aiohttp.ClientError, TimeoutError, OSError):
                     if time.monotonic() - heard > _SILENCE:
-                        return f"{path} was not answered for {_SILENCE:.0f} s"
+                        return f"{path} did not answer for {_SILENCE:.0f} s"
                 if not await asyncio.to_thread(file.exists):
                     self._group.leave(part)
                     if not part.instance.in_flight.total():

@@ -94,7 +94,7 @@ async def announced(
         for written in (file, key_file):
             if written is not None:
                 written.unlink(missing_ok=True)
-        context.notify("answering what was accepted; Ctrl-C stops at once")
+        context.notify("finishing the requests in flight; Ctrl-C stops at once")
         await _drained(server, engine)
 
 

@@ -53,7 +53,7 @@ async def attached_deployment(
     model = _model(plan, server, engine)
     deployment = _AttachedDeployment(server, engine, model, context, concurrency=concurrency)
     async with deployment.open_default(plan.adapter) as deployment.default:
-        whose = "which is not ours to stop"
+        whose = "which enginehouse did not start and will not stop"
         if server.name is not None:
             whose = f"the server {server.name}, which stays as it is"
         context.notify(f"using {deployment.sampler.model} at {server.base_url}, {whose}")
@@ -197,9 +197,9 @@ def _own_weights(swapper: WeightSwapper, siblings: Path) -> Path:
     assert started is not None
     if current is None:
         raise WeightsError(
-            "the weights of the server were sent to it, and are on no disk",
-            why="they could not be brought back after the evaluation",
-            fix="evaluate on a server of its own (without url), or ask this one as it is",
+            "the server's weights were sent to it and are not stored on disk",
+            why="they could not be restored after the evaluation",
+            fix="evaluate on a server of its own (without url), or use this one as it is",
             kind="unsupported",
         )
     left_behind = current.is_relative_to(siblings) and not started.is_relative_to(siblings)
@@ -276,9 +276,9 @@ def _provenance(server: Server, model: str) -> Provenance:
     fields = ["weights_digest", "chat_template_digest"]
     if server.name is None:
         fields += ["engine_arguments", "environment"]
-        reason = "the server is not ours"
+        reason = "enginehouse did not start the server"
     else:
-        reason = f"{server.name} was started earlier, and is not asked what it has loaded since"
+        reason = f"{server.name} was started earlier, and what it has loaded since is not checked"
     unknown = dict.fromkeys(fields, reason)
     unknown |= {
         name: "the server does not say"

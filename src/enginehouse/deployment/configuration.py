@@ -34,9 +34,9 @@ class ServeConfig(StrictModel):
     variant: Literal["cpu", "cuda"] | None = None
     """The engine's build, for a managed environment; by default it depends on the machine."""
     start_timeout: Annotated[float, Field(gt=0)] = 3600.0
-    """The longest time until the server is ready, in seconds, whatever progress it makes."""
+    """The longest time until the server is ready, in seconds, even if it makes progress."""
     progress_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """The longest time without progress while it starts, or without work later, in seconds."""
+    """The longest time without progress, while the server starts or has requests, in seconds."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
     """How often a server that crashes under load is restarted."""
     server: ServerOptions = ServerOptions()
@@ -75,9 +75,9 @@ class AskConfig(ServeConfig):
     url: str | None = None
     """The base URL of a running server, which is never stopped."""
     instances: Annotated[int, Field(ge=1)] | None = None
-    """Servers to start, which share the requests, and this machine's GPUs or cores."""
+    """The number of servers to start, which share the requests and this machine's GPUs or cores."""
     addresses: Path | None = None
-    """A folder in which servers announce themselves (serve --announce); all of them are asked."""
+    """A folder where servers publish their addresses (serve --announce); all of them are used."""
     api_key_env: str | None = None
     """The environment variable with the API key, instead of the engine's own."""
 
@@ -94,9 +94,9 @@ class AskConfig(ServeConfig):
         if self.url is not None and self.addresses is not None:
             raise ValueError(f"give a url or a folder of addresses ({self.addresses}), not both")
         if self.url is not None and self.instances is not None:
-            raise ValueError("instances are servers to start: leave them out, or the url")
+            raise ValueError("instances are servers to start: remove either instances or the url")
         if (self.instances or 1) > 1 and self.server.port is not None:
-            raise ValueError("several instances cannot share a port: leave server.port out")
+            raise ValueError("several instances cannot share a port: remove server.port")
         if self.addresses is not None and self.instances is None:
             return self
         if self.url is None and self.model is None and self.path is None:
@@ -187,7 +187,7 @@ def parse(kind: type[Config], values: Mapping[str, Any], *, origin: str) -> Conf
         raise ConfigurationError(
             f"{origin}: {where!r} holds {what}",
             why="it cannot be part of a path, a name or a command line, and cannot be stored",
-            fix="take it out",
+            fix="remove it",
         )
     try:
         return kind.model_validate(values)

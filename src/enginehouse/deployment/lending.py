@@ -39,7 +39,7 @@ async def borrowed_adapter(
     borrowers = adapters / ".lent" / key
 
     def turn() -> AbstractAsyncContextManager[None]:
-        waiting = f"waiting for others who borrow {alias}"
+        waiting = f"waiting for other users of {alias}"
         return content_folders.claimed(adapters, key, on_wait=lambda: context.notify(waiting))
 
     mine = FileLock(borrowers / secrets.token_hex(8))

@@ -39,8 +39,8 @@ async def open_deployment(
         require(engine.capabilities(None), Capability.ADAPTERS, "LoRA adapters")
     if isinstance(plan, AskConfig) and plan.instances and isinstance(engine, RemoteEngine):
         raise ConfigurationError(
-            f"{engine.name} runs elsewhere, and no instances of it can be started",
-            fix="leave instances out",
+            f"{engine.name} is a hosted API; instances of it cannot be started",
+            fix="remove instances",
         )
     if isinstance(plan, AskConfig) and plan.addresses is not None:
         prepared = await prepare(plan, context) if plan.instances else None

@@ -95,7 +95,7 @@ def choose_engine(wanted: str | None, *, notify: Notify = lambda _: None) -> Eng
     Raises ConfigurationError if none is known to run here.
     """
     if wanted:
-        notify(f"engine: {wanted}, as asked")
+        notify(f"engine: {wanted}, as requested")
         return load_engine(wanted)
     engine, machine = load_served_engine(), this_machine()
     place = f"{machine.system.lower()} {machine.architecture.lower()}"
@@ -107,7 +107,7 @@ def choose_engine(wanted: str | None, *, notify: Notify = lambda _: None) -> Eng
         f"no engine is known to run on {place}",
         why=f"{engine.name} {problem}",
         fix="use a server elsewhere with --url, or name another engine with --engine; "
-        "`enginehouse doctor` says which may run here",
+        "`enginehouse doctor` shows which can run here",
     )
 
 
@@ -147,7 +147,7 @@ async def prepare(plan: ServeConfig, context: Context) -> Prepared:
         raise ConfigurationError(
             f"the engine {engine.name} raised {type(error).__name__} in check{place_of(error)}",
             why=str(error) or None,
-            fix="report it to those who maintain this engine",
+            fix="report it to the maintainers of this engine",
         ) from error
     model = await resolve_model(
         reference,
@@ -183,9 +183,9 @@ def _require_no_command(engine: ServedEngine, options: ServerOptions) -> None:
     for field in ("command", "health_path", "only_endpoint"):
         if getattr(options, field) is not None:
             raise ConfigurationError(
-                f"{engine.name} cannot have {field}",
+                f"{engine.name} does not accept {field}",
                 why=f"{engine.name} is started by Enginehouse, which knows its endpoints",
-                fix="leave it out, or use --engine generic for a server by its own command",
+                fix="leave it out, or use --engine generic for a server with its own command",
             )
 
 
@@ -224,7 +224,7 @@ def with_own_variables(options: ServerOptions) -> ServerOptions:
     """
     if missing := [name for name in options.env_names if name not in os.environ]:
         raise ConfigurationError(
-            f"the server is to be started with {', '.join(missing)}, which is not set here",
+            f"the server needs {', '.join(missing)}, which is not set here",
             why="server.env_names (--env NAME) names it",
             fix="export it first, or leave it out",
         )

@@ -156,7 +156,7 @@ class ServedDeployment(Deployment):
         if swapper is None:
             raise WeightsError(
                 f"the weights of {self.server.name} cannot be swapped while it runs",
-                fix="serve the checkpoint by itself, or with vLLM and enable_weight_swap",
+                fix="serve the checkpoint on its own server, or use vLLM and enable_weight_swap",
                 kind="unsupported",
             )
         # even if it has them: a folder that is named again may hold something else by now
@@ -171,7 +171,7 @@ class ServedDeployment(Deployment):
         await self._restore_own_weights()
         provenance = msgspec.structs.replace(self._base.provenance, model=model)
         if model not in self.server.models:
-            reason = "it was named, and loaded by somebody else"
+            reason = "it was selected by name, and loaded by another program"
             unknown = {**provenance.unknown, "adapter_digest": reason}
             provenance = msgspec.structs.replace(provenance, unknown=unknown)
         async with self._sampler(model, self.concurrency) as sampler:

@@ -171,7 +171,7 @@ class SeveralDeployment(Deployment):
         working = [part for part in self._parts if part.instance.redelivery.is_open]
         for part in (*working, *self._parts)[:1]:
             self._server = part.deployment.server
-        assert self._server is not None, "known once a server has joined"
+        assert self._server is not None, "not known until a server has joined"
         return self._server
 
     @property
@@ -264,9 +264,9 @@ class SeveralDeployment(Deployment):
     def adapters(self, *_: object, **__: object) -> NoReturn:
         """Refused: UnsupportedError."""
         raise UnsupportedError(
-            "adapters that come and go need a single server",
-            why="each of several would have others loaded",
-            fix="open each adapter as a target, which all of them have; or use one server, with "
+            "on-demand adapters need a single server",
+            why="several would each have different adapters loaded",
+            fix="open each adapter as a target, which all servers load; or use one server, with "
             "data_parallel_size for more GPUs",
         )
 

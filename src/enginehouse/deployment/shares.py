@@ -35,7 +35,7 @@ def divide_machine(prepared: Prepared, instances: int, *, notify: Notify) -> tup
         return (Share(prepared=prepared),) * instances
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < instances:
-        notify(f"{instances} servers share {len(cores)} cores, and will be in each other's way")
+        notify(f"{instances} servers share {len(cores)} cores, and will slow each other down")
         return (Share(prepared=prepared),) * instances
     each = len(cores) // instances
     return tuple(

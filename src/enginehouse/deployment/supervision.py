@@ -138,7 +138,7 @@ class Supervisor:
                 error.message = f"{error.message}; {reason}"
                 error.args = (error.message,)
                 raise error
-            self._notify(f"{error.message}: {error.why}; starting it again")
+            self._notify(f"{error.message}: {error.why}; restarting it")
             self._owned.hold_port()
             await asyncio.sleep(min(30.0, 2.0**self._barren - 1))
             self._restarts += 1
@@ -166,7 +166,7 @@ class Supervisor:
         if self._restarts >= self._max_restarts:
             return f"given up after {self._restarts} restarts (max_restarts)"
         if self._barren >= _MOST_BARREN:
-            return f"given up: nothing was answered between the last {self._barren} restarts"
+            return f"given up: no request was answered between the last {self._barren} restarts"
         return None
 
 

@@ -159,7 +159,7 @@ def _started(root: str | None, *, server: Server, layout: Layout) -> Weights:
     if root is None or not Path(root).is_dir():
         raise WeightsError(
             f"the checkpoint of {server.name or server.base_url} is not on this machine",
-            why=f"it says that it was started with {root!r}, which is not a folder here",
+            why=f"it reports that it was started with {root!r}, which is not a folder here",
             fix="swap where the server runs; start it with a checkpoint's folder",
             kind="unknown",
         )
@@ -179,7 +179,7 @@ def _require_known(named: str | None, swapper: WeightSwapper) -> None:
         raise WeightsError(
             "the weights of the server are not known",
             why=f"it calls them {named!r}, and they were not swapped in by enginehouse",
-            fix="start it again",
+            fix="restart it",
             kind="unknown",
         )
 

@@ -24,11 +24,12 @@ class ServerOptions(StrictModel):
     host: str = "127.0.0.1"
     """The address to listen on; anything but loopback requires an API key."""
     command: str | None = None
-    """The command of a generic server, for a shell; it finds HOST, PORT and more in variables."""
+    """The shell command that starts a generic server; HOST, PORT and others are set in its
+    environment."""
     health_path: Annotated[str, Field(pattern=r"^/")] | None = None
-    """The path at which a generic server answers 200 once it is well; by default /health."""
+    """The path where a generic server answers 200 once it is healthy; by default /health."""
     only_endpoint: Literal["chat", "completions"] | None = None
-    """The one endpoint of a generic server that lacks the other."""
+    """The only endpoint of a generic server: chat or completions."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """The port; by default a free one."""
     tensor_parallel_size: PositiveInt | None = None
@@ -68,10 +69,10 @@ class ServerOptions(StrictModel):
     api_key: Annotated[str | None, Field(repr=False)] = None
     """The key that requests must carry; also taken from ENGINEHOUSE_API_KEY."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
-    """Variables for the engine's environment (--env NAME=VALUE; --env NAME for one of yours)."""
+    """Variables for the engine's environment (--env NAME=VALUE; --env NAME copies one of yours)."""
     env_names: tuple[str, ...] = ()
-    """Variables of this process that the engine gets, too (--env NAME); no value is stored."""
+    """Variables to pass on from this process (--env NAME); their values are not stored."""
     avoid_quirks: bool = True
-    """Avoid requests and options that crash this version of the engine, or spoil answers."""
+    """Avoid requests and options that crash this version of the engine or produce wrong answers."""
     extra_args: str | Sequence[str] = ()
     """Other flags of the engine, as one string or a list."""

@@ -232,7 +232,7 @@ def _require_same_data(a: DatasetRecord, b: DatasetRecord) -> None:
         if one != other:
             raise ConfigurationError(
                 f"the runs have different {what} of {a.task}",
-                why=f"A {one}, B {other}: the pairs would not be pairs",
+                why=f"A {one}, B {other}: the samples cannot be paired",
                 fix=fix,
             )
 

@@ -164,9 +164,11 @@ def require_same_question(
     stop = question.stop if spec.stop is None else spec.stop
     limit = plan.settings.max_tokens or question.max_tokens
     if request.prompt != with_system(question.prompt, plan.settings.system):
-        raise _changed(plan, f"item {sample.item} has another prompt now")
+        raise _changed(plan, f"item {sample.item} has a different prompt now")
     if (request.parameters.stop, request.parameters.max_tokens) != (stop, limit):
-        raise _changed(plan, f"item {sample.item} has other stop texts or another max_tokens now")
+        raise _changed(
+            plan, f"item {sample.item} has different stop texts or a different max_tokens now"
+        )
 
 
 def _changed(plan: TaskPlan, why: str) -> ConfigurationError:

@@ -87,12 +87,12 @@ def require_headlines(report: Report) -> None:
         again = []
         if any(task.outcomes.get(Outcome.FAILED) for task in without):
             again.append(
-                f"`enginehouse resume {report.run} --retry-failed` asks the failed samples again"
+                f"`enginehouse resume {report.run} --retry-failed` retries the failed samples"
             )
         if any(t.outcomes.get(Outcome.UNSCORED) and t.harness is msgspec.UNSET for t in without):
             again.append(f"`enginehouse rescore {report.run}` scores all answers again")
         if not again:
-            again.append(f"`enginehouse resume {report.run}` asks the missing samples")
+            again.append(f"`enginehouse resume {report.run}` completes the missing samples")
         raise NoHeadlineError(
             f"no score for {', '.join(task.task for task in without)}",
             why="; ".join(f"{task.task}: {task.no_headline}" for task in without),

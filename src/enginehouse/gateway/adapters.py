@@ -43,8 +43,8 @@ async def open_adapter_folder(
     require(capabilities, Capability.ADAPTERS, "LoRA adapters")
     if deployment.provenance.adapter_digest is not None:
         raise ConfigurationError(
-            "an adapter of its own and a folder of adapters compete for the server's places",
-            fix="put the adapter into the folder, and have requests name it",
+            "an adapter and a folder of adapters cannot be served together",
+            fix="put the adapter into the folder; requests select it by name",
         )
     await asyncio.to_thread(_names_in, folder)
     max_rank = await asyncio.to_thread(largest_rank, deployment.server, layout=context.layout)

@@ -17,16 +17,17 @@ class GatewaySettings(StrictModel):
     max_body: Annotated[int, Field(ge=1)] = 32 * 2**20
     """The largest body of a request, in bytes."""
     max_in_flight: Annotated[int, Field(ge=1)] = 4096
-    """Requests that may be in the gateway at once; more are told to come back later."""
+    """The most requests in the gateway at once; further ones get 503 and Retry-After."""
     adapters: Path | None = None
-    """A folder of adapters, each in a folder of its own, whose name requests give as the model."""
+    """A folder of LoRA adapters, one subfolder each; requests select one by naming the subfolder as
+    the model."""
     record: Path | None = None
-    """The folder of the journal in which requests and answers are recorded."""
+    """Record requests and answers in a journal in this folder."""
     replay: bool = False
-    """Answer a repeated request from the journal, where its answer cannot differ."""
+    """Answer a repeated request from the journal if its answer is deterministic."""
     resume: bool = False
-    """The program that is recorded was started again: its k-th identical request gets the k-th
-    answer that was recorded before, whatever its temperature."""
+    """Continue a recorded program: the k-th identical request gets the k-th recorded answer,
+    whatever the temperature."""
 
     @model_validator(mode="after")
     def _journal_to_replay(self) -> Self:
@@ -43,9 +44,10 @@ class GatewayOptions(GatewaySettings):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """The port; by default a free one."""
     api_key: Annotated[str | None, Field(repr=False)] = None
-    """The key that requests must carry; one is made where others can reach the gateway."""
+    """The key that requests must carry; by default, one is generated if other machines can reach
+    the gateway."""
     max_loras: Annotated[int, Field(ge=1)] | None = None
-    """Adapters to load at once into a server that runs already; by default one."""
+    """The most adapters to load at once into a server that is already running; by default one."""
 
 
 class GatewayConfig(AskConfig, GatewaySettings):

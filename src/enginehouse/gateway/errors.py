@@ -54,11 +54,13 @@ def error_body(
     return msgspec.json.encode({"error": error})
 
 
-FAILED: Final = Refusal(500, error_body("the gateway failed at this request", kind="server_error"))
+FAILED: Final = Refusal(
+    500, error_body("the gateway failed to handle this request", kind="server_error")
+)
 STOPPING: Final = Refusal(
     503,
     error_body(
-        "the gateway is stopping and did not finish this answer; ask again when it is back",
+        "the gateway is stopping and did not finish this answer; retry when it is back",
         kind="server_error",
         code="gateway_stopping",
     ),

@@ -125,9 +125,9 @@ class Forwarding:
         if self.metrics.in_flight >= self._max_in_flight:
             return self._refusal(
                 503,
-                f"{self._max_in_flight} requests are in flight, and the gateway takes no more",
+                f"{self._max_in_flight} requests are in flight, the most this gateway accepts",
                 code="too_many_requests",
-                fix="ask again after a moment, or fewer at once (--max-in-flight)",
+                fix="retry after a moment, send fewer at once, or raise --max-in-flight",
                 headers=_RETRY_SOON,
             )
         request.in_flight = True
@@ -180,7 +180,7 @@ class Forwarding:
                 self._failed(error)
             self._end(response, refusal_of(error), event=event_of(error))
         except Exception as error:  # noqa: BLE001 - the gateway goes on for all others
-            self._notify(f"the gateway failed at a request: {type(error).__name__}: {error}")
+            self._notify(f"the gateway failed to handle a request: {type(error).__name__}: {error}")
             self._end(response, FAILED, event=last_event(FAILED.body))
         except asyncio.CancelledError:
             if response.client_gone:
@@ -289,7 +289,7 @@ class Forwarding:
             path, content, body, model, streamed=True, decode_event=_require_no_error
         )
         chunks = reply.wire.chunks
-        assert chunks is not None, "it was asked for a stream"
+        assert chunks is not None, "the request was for a stream"
         try:
             content_type = reply.wire.headers.get("Content-Type", "")
             if not content_type.startswith("text/event-stream"):
@@ -353,8 +353,8 @@ class Forwarding:
 
     def _lacking(self, path: str) -> UnsupportedError:
         return UnsupportedError(
-            f"the engine {self._deployment.engine.name} has no {path} with this model",
-            fix="ask another path, or serve the model with another engine",
+            f"the engine {self._deployment.engine.name} does not offer {path} for this model",
+            fix="use another path, or serve the model with another engine",
             status=404,
         )
 

@@ -95,7 +95,7 @@ async def identification_of(
                     signs += ", and what it calls its weights"
         context.notify(
             f"the digest of the weights at {provenance.base_url} is not known: answers are "
-            f"recorded under {signs}; record into another folder when its weights change"
+            f"recorded under {signs}; use another folder when its weights change"
         )
         yield Identification(deployment, identity, known=False, names=names)
 

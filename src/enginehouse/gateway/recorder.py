@@ -169,7 +169,7 @@ class Recorder:
         except StoreError as error:
             self._unrecorded += 1
             if not self._failing:
-                self._notify(f"answers are given, but not recorded: {error}")
+                self._notify(f"answers are returned but not recorded: {error}")
             self._failing = True
             return
         if self._failing:
@@ -188,7 +188,7 @@ class Recorder:
         try:
             record = self._journal.read(offset)
         except StoreError as error:
-            self._notify(f"a recorded answer could not be read, and is asked for again: {error}")
+            self._notify(f"a recorded answer could not be read; asking the engine again: {error}")
             return None
         if record.key != key.hex():
             return None

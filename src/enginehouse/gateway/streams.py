@@ -25,7 +25,7 @@ def require_unaborted(body: bytes) -> None:
         raise ServerFaultError(
             "the engine aborted the answer",
             why="its finish_reason says so",
-            fix="ask again; a server that is being stopped does this",
+            fix="retry; servers do this while they are being stopped",
         )
 
 
@@ -62,9 +62,9 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield last + b"\n\n"
         return
     raise MalformedResponseError(
-        "the stream broke off before it was complete",
-        why="the engine died, or closed it without its end mark",
-        fix="ask again",
+        "the stream ended before it was complete",
+        why="the engine died, or closed the stream without its end marker",
+        fix="retry",
     )
 
 

@@ -58,7 +58,8 @@ def arrange_nodes(
         return _one_over_all_nodes(config, plan, job=job)
     raise ConfigurationError(
         f"{instances} instances cannot be divided among {nodes} nodes",
-        why="each node runs one, or one spans all nodes, or all are on one node",
+        why="either each node runs one instance, one instance spans all nodes, or all run on one "
+        "node",
         fix=f"ask for {nodes} instances or 1 (num_instances), or for one node (num_nodes)",
     )
 
@@ -68,9 +69,9 @@ def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
     changes: dict[str, Any] = {"instances": instances} if instances > 1 else {}
     if changes and config.deployment.port is not None:
         raise ConfigurationError(
-            f"{instances} instances on one node cannot share a port, and deployment.port is "
+            f"{instances} instances on one node cannot share a port, but deployment.port is "
             f"{config.deployment.port}",
-            fix="leave deployment.port out, or set it to null: each gets a free one",
+            fix="remove deployment.port, or set it to null: each instance gets a free port",
         )
     if not _may_use_ray(config):
         return Arrangement(plan=changes)
@@ -79,7 +80,7 @@ def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
     flags = ("--distributed-executor-backend", "ray")
     server = {**plan["server"], "extra_args": (*_words(plan["server"]), *flags)}
     note = (
-        "vLLM reserves its GPUs in the Ray cluster by itself, besides those of the job "
+        "vLLM reserves its own GPUs in the Ray cluster, in addition to those of the job "
         "(execution.gpus_per_node: 0 reserves none), and its environment needs the cluster's Ray"
     )
     return Arrangement(plan={**changes, "server": server}, notes=(note,))
@@ -94,7 +95,7 @@ def _without_ray(config: LaunchConfig) -> tuple[str, ...]:
     """What to note if a server that could use Ray has a node of its own."""
     if not _may_use_ray(config):
         return ()
-    return ("Ray is not used: each server is on one node, where vLLM's processes need none",)
+    return ("Ray is not used: each server is on one node, where vLLM's processes do not need it",)
 
 
 def _words(server: Mapping[str, Any]) -> tuple[str, ...]:
@@ -142,12 +143,10 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
     words = (*_words(plan["server"]), *flags)
     # a part that ends takes the others with it: the job fails, and can be resumed
     changes = {"server": {**plan["server"], "extra_args": words}, "max_restarts": 0}
-    notes = [
-        "a server over several nodes is not started again in place: if it dies, resume the job"
-    ]
+    notes = ["a server over several nodes is not restarted in place: if it dies, resume the job"]
     if over is not None:
         notes.append(
-            "Ray is started on each node of the job, and ended with it; the engine's environment "
+            "Ray is started on each node of the job, and stopped with it; the engine's environment "
             "needs Ray, which vLLM's packages do not include (deployment.python)"
         )
     return Arrangement(
@@ -172,7 +171,7 @@ def arrange_judge(
     if nodes != instances:
         raise ConfigurationError(
             f"auxiliary_deployments.{name} cannot have {instances} instances on {nodes} nodes",
-            why="it has a server on each of its nodes",
+            why="it runs one server on each of its nodes",
             fix=f"set its num_instances to {nodes}, or its num_nodes to {instances}",
         )
     server = merged(_serve_values(plan), {"server": {"host": "0.0.0.0"}})  # noqa: S104

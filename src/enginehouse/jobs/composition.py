@@ -153,7 +153,7 @@ def _refuse_other_formats(written: Mapping[str, Any], path: Path) -> None:
         )
     if path.suffix != ".yaml":
         raise ConfigurationError(
-            f"{path} does not end in .yaml", why="Hydra finds no other files", fix="rename it"
+            f"{path} does not end in .yaml", why="Hydra only reads such files", fix="rename it"
         )
 
 

@@ -26,11 +26,11 @@ Seconds = Annotated[float, Field(gt=0)]
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _CONTAINER = "everything runs in the job's own environment or image, not in one for each task"
 _NO_PROXY = "there is no proxy between the client and the server"
-_REQUESTS = "requests have what the task and the sampling parameters say, and nothing else"
+_REQUESTS = "requests consist of the task's prompt and the sampling parameters only"
 _LOGGED = "every request and answer is in the run's journal"
-_ONE_SERVER = "one server answers for all tasks: the deployed one, or that of target.api_endpoint"
+_ONE_SERVER = "all tasks use one server: the deployed one, or that of target.api_endpoint"
 _SAID_BY_TASKS = {
-    "type": "each task says whether it asks by chat or completions",
+    "type": "each task determines whether it uses chat or completions",
     "stream": "streaming makes no difference to an answer",
 }
 
@@ -77,11 +77,11 @@ class ServerEndpoints(Section):
     """The part `endpoints` of a generic deployment; null is an endpoint that the server lacks."""
 
     chat: str | None = "/v1/chat/completions"
-    """Where it is asked by chat."""
+    """The path for chat requests."""
     completions: str | None = "/v1/completions"
-    """Where it is asked for the continuation of a text."""
+    """The path for completions requests."""
     health: str = "/health"
-    """Where it answers 200 once it is well."""
+    """The path that answers 200 once the server is healthy."""
 
     @property
     def only(self) -> str | None:
@@ -97,8 +97,8 @@ class ServerEndpoints(Section):
         for name, path in (("chat", self.chat), ("completions", self.completions)):
             if path not in (None, (usual := _PATHS[name])):
                 raise ValueError(
-                    f"{name} is asked at {usual}, not at {path}: the server needs that path, or "
-                    "null if it has no such endpoint"
+                    f"{name} requests go to {usual}, not {path}: the server must use that path; "
+                    "write null if it has no such endpoint"
                 )
         return self
 
@@ -115,7 +115,8 @@ class DeploymentSettings(Section):
     }
 
     type: Literal["vllm", "sglang", "hf", "llamacpp", "generic", "none"]
-    """The engine; generic is any server by its command, none is a server that runs already."""
+    """The engine; generic is any server started by its own command, none a server that is already
+    running."""
     image: str | None = None
     """The image to run in, where the executor runs containers."""
     checkpoint_path: str | None = None
@@ -141,7 +142,7 @@ class DeploymentSettings(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """The fraction of a GPU's memory that the engine may take."""
     endpoints: ServerEndpoints | None = None
-    """The endpoints of a generic server; those of engines are known."""
+    """The endpoints of a generic server; an engine's are known."""
     extra_args: tuple[str, ...] = ()
     """Other flags of the engine, as one string or a list."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -184,10 +185,10 @@ class DeploymentSettings(Section):
         copies = self.data_parallel_size_local * nodes
         if self.data_parallel_size not in (1, copies):
             raise ConfigurationError(
-                f"data_parallel_size is {self.data_parallel_size}, and not {copies}: "
+                f"data_parallel_size is {self.data_parallel_size}, not {copies}: "
                 f"data_parallel_size_local ({self.data_parallel_size_local}) on each of the "
                 f"{nodes} nodes of a server",
-                fix="leave one of the two out",
+                fix="remove one of the two",
             )
         return self.model_copy(update={"data_parallel_size": copies})
 
@@ -210,7 +211,7 @@ class DeploymentSettings(Section):
     def _some_model(self) -> Self:
         if self.deployed and self.command is None and self.model is None:
             raise ValueError(
-                "there is no model: give hf_model_handle, checkpoint_path, or both "
+                "no model is given: set hf_model_handle, checkpoint_path, or both "
                 "(the path is then used if the handle is not found)"
             )
         return self
@@ -221,7 +222,7 @@ class AuxiliaryDeployment(DeploymentSettings):
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
         **DeploymentSettings.not_acted_on,
-        "env_prefix": "no shell variables are named after it",
+        "env_prefix": "it does not name any shell variables",
         "pre_cmd": "lines of shell run once on each node of the job: use deployment.pre_cmd",
     }
 
@@ -246,25 +247,25 @@ class AdapterConfig(Section):
         "log_failed_requests": _LOGGED,
         "logging_aggregated_stats_interval": _LOGGED,
         "tracking_requests_stats": _LOGGED,
-        "use_caching": "a run resumes from its journal, and nothing is asked twice",
-        "reuse_cached_responses": "a run resumes from its journal, and nothing is asked twice",
-        "caching_dir": "a run resumes from its journal, and nothing is asked twice",
-        "use_progress_tracking": "`launch status` and the run's journal have the progress",
-        "progress_tracking_url": "`launch status` and the run's journal have the progress",
-        "progress_tracking_interval": "`launch status` and the run's journal have the progress",
+        "use_caching": "a run resumes from its journal, and no request is repeated",
+        "reuse_cached_responses": "a run resumes from its journal, and no request is repeated",
+        "caching_dir": "a run resumes from its journal, and no request is repeated",
+        "use_progress_tracking": "see `launch status` and the run's journal for the progress",
+        "progress_tracking_url": "see `launch status` and the run's journal for the progress",
+        "progress_tracking_interval": "see `launch status` and the run's journal for the progress",
         "generate_html_report": "`enginehouse show RUN` shows the run",
         "html_report_size": "`enginehouse show RUN` shows the run",
         "include_json": "`enginehouse launch export` writes JSON",
-        "use_nvcf": "a hosted API is asked at its own address",
-        "use_omni_info": "requests carry nothing about who asks",
+        "use_nvcf": "a hosted API is used at its own address",
+        "use_omni_info": "requests carry no user",
         "mode": _NO_PROXY,
-        "endpoint_type": "each task says whether it asks by chat or completions",
+        "endpoint_type": "each task determines whether it uses chat or completions",
         "local_port": _NO_PROXY,
         "discovery": _NO_PROXY,
         "interceptors": _NO_PROXY,
         "post_eval_hooks": _NO_PROXY,
         "output_dir": "results are in the job's folder, below execution.output_dir",
-        "use_raise_client_errors": "a request that fails is never an answer",
+        "use_raise_client_errors": "a failed request never counts as an answer",
         "track_reasoning": "reasoning is always counted",
         "start_reasoning_token": "reasoning is everything up to the tag that ends it",
         "params_to_add": _REQUESTS,
@@ -298,11 +299,11 @@ class ApiEndpoint(Section):
     }
 
     url: str | None = None
-    """Its address: the base, or that of its chat or completions endpoint."""
+    """The server's base URL, or the URL of its chat or completions endpoint."""
     model_id: str | None = None
     """The model's name there."""
     api_key_name: str | None = None
-    """The environment variable, here, that holds its key."""
+    """The environment variable on this machine that holds its API key."""
 
 
 class TargetSettings(Section):
@@ -316,15 +317,15 @@ class JudgeSettings(Section):
     """The model that scores answers, for tasks that name one."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "backend": "the judge is asked as any other model",
+        "backend": "the judge is used like any other model",
     }
 
     url: str | None = None
-    """Its address, or `auxiliary_deployments.NAME.chat_url`."""
+    """The judge's URL, or `auxiliary_deployments.NAME.chat_url`."""
     model_id: str | None = None
-    """Its name in requests, or `auxiliary_deployments.NAME.model_id`."""
+    """The judge's name in requests, or `auxiliary_deployments.NAME.model_id`."""
     api_key: str | None = None
-    """The environment variable, here, that holds its key."""
+    """The environment variable on this machine that holds its API key."""
     temperature: Annotated[float, Field(ge=0)] | None = None
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -349,14 +350,14 @@ class ExtraParameters(Section):
     }
 
     n_samples: PositiveInt | None = None
-    """How often each item is asked."""
+    """The number of samples per item."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """The number of examples before each question, for a harness's task."""
     arguments: Mapping[str, Any] = {}
-    """What else a harness's task takes, by its own names."""
+    """Other arguments of a harness's task, under the harness's names."""
     tokenizer: str | None = None
-    """The folder or hub handle of the model's tokenizer, for lm-eval's tasks where the evaluation
-    does not have the model's files: of a server elsewhere, or a generic one."""
+    """The folder or hub handle of the model's tokenizer, which lm-eval's tasks need if the
+    evaluation does not have the model's files: for a server elsewhere, or a generic one."""
     judge: JudgeSettings | None = None
     """The model that scores answers."""
 
@@ -391,7 +392,7 @@ class EvaluatorParameters(Section):
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
         "output_dir": "results are in the job's folder, below execution.output_dir",
-        "supported_endpoint_types": "each task says whether it asks by chat or completions",
+        "supported_endpoint_types": "each task determines whether it uses chat or completions",
         "type": "the task is named by `name`",
     }
 
@@ -447,7 +448,7 @@ class LaunchTask(Section):
         "container": _CONTAINER,
         "dataset_mount_path": _CONTAINER,
         "pre_cmd": "tasks share one process; use evaluation.pre_cmd",
-        "post_cmd": "tasks share one process; run what comes after the job by its own means",
+        "post_cmd": "tasks share one process; run later steps separately, after the job",
     }
 
     name: str
@@ -455,11 +456,11 @@ class LaunchTask(Section):
     endpoint_type: str | None = None
     """`chat` or `completions`, for tasks that can be asked both ways."""
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
-    """Variables of the job, for this task's sake."""
+    """Environment variables that this task needs; the whole job gets them."""
     dataset_dir: str | None = None
     """The folder or file of the task's data, on the machine where the job runs."""
     nemo_evaluator_config: EvaluatorConfig = EvaluatorConfig()
-    """How this task is asked, above what is said for all."""
+    """One task's settings, which override those for all tasks."""
 
     @field_validator("env_vars", mode="before")
     @classmethod
@@ -471,7 +472,7 @@ class EvaluationSection(Section):
     """The section `evaluation`."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "post_cmd": "run what comes after the job by its own means",
+        "post_cmd": "run later steps separately, after the job",
     }
 
     tasks: Annotated[tuple[LaunchTask, ...], Field(min_length=1)]
@@ -489,7 +490,7 @@ class EvaluationSection(Section):
         return texts(value)
 
     def settings_of(self, task: LaunchTask) -> EvaluatorConfig:
-        """How one task is asked: what is said for it, above what is said for all."""
+        """One task's settings; its own override those for all tasks."""
         layers = (self.nemo_evaluator_config, task.nemo_evaluator_config)
         general, own = (layer.model_dump(exclude_unset=True) for layer in layers)
         return EvaluatorConfig.model_validate(merged(general, own))
@@ -507,7 +508,7 @@ class LaunchDocument(Section):
     deployment: DeploymentSettings
     """The model under test, and its server."""
     auxiliary_deployments: Mapping[str, AuxiliaryDeployment] = Field(default_factory=dict)
-    """Other models beside it, by name."""
+    """Other models served along with it, by name."""
     target: TargetSettings = TargetSettings()
     """What is evaluated if nothing is deployed."""
     evaluation: EvaluationSection
@@ -515,7 +516,7 @@ class LaunchDocument(Section):
     env_vars: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Variables of the whole job."""
     export: Mapping[str, Any] = Field(default_factory=dict)
-    """Where the figures are exported to at the job's end: a section for each exporter."""
+    """Where figures are exported when the job ends: one section per exporter."""
 
     @field_validator("env_vars", mode="before")
     @classmethod
@@ -532,7 +533,7 @@ class LaunchDocument(Section):
             )
         if not self.deployment.deployed and endpoint.url is None:
             raise ValueError(
-                "nothing answers: give target.api_endpoint.url, or choose a deployment"
+                "there is nothing to evaluate: give target.api_endpoint.url, or choose a deployment"
             )
         return self
 

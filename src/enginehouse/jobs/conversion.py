@@ -76,7 +76,8 @@ def convert(path: Path, *, service: str | None = None) -> Conversion:
         raise ConfigurationError(
             f"{path} has no services and benchmarks",
             why="only files for version 0.3 or later of the NeMo Evaluator launcher are converted",
-            fix=f"a file with execution, deployment and evaluation is used as it is: enginehouse "
+            fix="a file with execution, deployment and evaluation needs no conversion: "
+            "enginehouse "
             f"launch run --config {path}",
         )
     solved = [_service_of(benchmark) for benchmark in benchmarks]
@@ -242,7 +243,7 @@ class _Converting:
             endpoint["api_key_name"] = match[1]
         elif key:
             endpoint["api_key_name"] = "API_KEY"
-            self._left_out[f"{where}.api_key"] = "a key does not belong into a file: export API_KEY"
+            self._left_out[f"{where}.api_key"] = "keys do not belong in a file: export API_KEY"
         taken = {"type", "url", "model", "api_key", "protocol", "generation", "proxy"}
         self._leave_out(where, service, taken, "a running server keeps its own settings")
         return {"target": {"api_endpoint": endpoint}}
@@ -253,7 +254,7 @@ class _Converting:
         solver = benchmark.get("solver")
         solver = solver if isinstance(solver, Mapping) else {"type": "simple"}
         if (kind := solver.get("type", "simple")) != "simple":
-            self._left_out[where] = f"nothing here solves it as the solver {kind} does"
+            self._left_out[where] = f"there is no counterpart of the solver {kind}"
             return None
         protocol = str(service.get("protocol") or benchmark.get("endpoint_type") or "")
         task: dict[str, Any] = {
@@ -263,9 +264,7 @@ class _Converting:
         if endpoint in _PROTOCOLS.values():
             task["endpoint_type"] = endpoint
         elif endpoint:
-            self._left_out[f"services.{self._service}.protocol"] = (
-                f"models are not asked by {endpoint}"
-            )
+            self._left_out[f"services.{self._service}.protocol"] = f"requests do not use {endpoint}"
         names = {"max_problems": "limit_samples", "max_concurrent": "parallelism"}
         parameters = {new: benchmark[old] for old, new in names.items() if benchmark.get(old)}
         parameters |= self._taken(
@@ -280,12 +279,14 @@ class _Converting:
         if config:
             task["nemo_evaluator_config"] = config
         taken = {"name", "solver", "model", "endpoint_type", "repeats", *names}
-        self._leave_out(where, benchmark, taken, "a task scores as `enginehouse tasks` says")
+        self._leave_out(
+            where, benchmark, taken, "a task's scoring is fixed; see `enginehouse tasks`"
+        )
         self._leave_out(
             f"{where}.solver",
             solver,
             {"type", "service", "generation", "system_prompt"},
-            "tasks ask with text alone",
+            "tasks send text prompts only",
         )
         return task
 

@@ -54,13 +54,13 @@ _HISTORIES: Final = {
     "sglang": "enginehouse.engines.sglang.history:REMOVED_FLAGS",
 }
 _OURS: Final = {
-    "--host": "the server listens where the client of the same job asks it",
+    "--host": "the server's address is chosen by the job, whose client must reach it",
     "--model": "the model is hf_model_handle or checkpoint_path",
     "--model-path": "the model is hf_model_handle or checkpoint_path",
 }
 _SECRET: Final = {
-    "--api-key": "leave it out: a job's servers get keys of their own where they need one",
-    "--hf-token": "leave it out, and put HF_TOKEN: host:HF_TOKEN under env_vars",
+    "--api-key": "remove it: a job's servers get their own keys where they need one",
+    "--hf-token": "remove it, and put HF_TOKEN: host:HF_TOKEN under env_vars",
 }
 _SHOWN: Final = "its value would be written into scripts and records, and shown by ps"
 _STARTS: Final = {
@@ -121,7 +121,7 @@ def _by_command(values: Mapping[str, Any], *, place: str) -> EngineArguments:
     if not values.get("command"):
         raise ConfigurationError(
             f"{place} needs its command",
-            why="a generic server is started by a command of yours",
+            why="a generic server is started by your own command",
             fix=f"give {place}.command, such as: my-server --port $PORT",
         )
     extra = values.get("extra_args") or ""
@@ -222,10 +222,11 @@ def _flags_of(command: str, *, kind: str, place: str) -> list[str]:
     rest = command[match.end() :] if match else ""
     if match is None or _SHELL.search(rest.strip()):
         raise ConfigurationError(
-            f"{place} is a script of its own, not the command line of {kind}",
-            why=f"{kind} is started and watched here, which such a script would escape",
-            fix="put the flags into extra_args and what comes before them into pre_cmd; several "
-            "nodes: deployment: vllm_ray; a server by your own command: deployment: generic",
+            f"{place} is a script, not a command line of {kind}",
+            why=f"{kind} is supervised by Enginehouse, which cannot supervise what a script starts",
+            fix="put the flags into extra_args and what comes before them into pre_cmd; for "
+            "several nodes, use deployment: vllm_ray; for a server with its own command, "
+            "deployment: generic",
         )
     words = shlex.split(rest)
     named = bool(words) and not words[0].startswith("-")  # the model

@@ -154,7 +154,7 @@ def _harness_settings(
         raise ConfigurationError(
             f"dataset_dir of task {task.name}: {task.dataset_dir}",
             why=f"{resolved.harness or 'its harness'} loads the data of its tasks itself",
-            fix="leave dataset_dir out; HF_HOME in env_vars names the hub's cache",
+            fix="remove dataset_dir; set HF_HOME in env_vars to change the hub's cache",
         )
     if any(
         given is not None
@@ -166,8 +166,8 @@ def _harness_settings(
         )
     ):
         notes.append(
-            f"{task.name}: reasoning is left in the answers that {resolved.harness} scores, unless "
-            "the server takes it out: deployment.extra_args with --reasoning-parser"
+            f"{task.name}: reasoning is left in the answers that {resolved.harness} scores, "
+            "unless the server removes it: deployment.extra_args with --reasoning-parser"
         )
     if task.endpoint_type is not None:
         notes.append(
@@ -206,7 +206,7 @@ def _harness_settings(
 def _why_not_tokenized(config: LaunchConfig, resolved: ResolvedTask) -> str | None:
     """Why a task does not need the file's tokenizer; None if it does."""
     if resolved.harness != "lm-eval":
-        return f"{resolved.harness or 'its harness'} asks with text"
+        return f"{resolved.harness or 'its harness'} sends text prompts"
     is_elsewhere = not config.deployment.deployed or config.execution.server_address is not None
     if is_elsewhere or config.deployment.command is not None:
         return None
@@ -265,7 +265,7 @@ def _require_endpoint(task: LaunchTask, resolved: ResolvedTask) -> None:
         raise ConfigurationError(
             f"task {task.name} cannot be asked as {task.endpoint_type!r}",
             why=f"our own {resolved.name} is asked as {fitting[0]}",
-            fix="leave endpoint_type out",
+            fix="remove endpoint_type",
         )
 
 
@@ -277,8 +277,8 @@ def _require_different(tasks: Sequence[ResolvedTask]) -> None:
         if len(names) > 1:
             raise ConfigurationError(
                 f"the task {name} is named twice: {', '.join(names)}",
-                why="one run has each task once",
-                fix="leave one of them out, or launch them as jobs of their own",
+                why="a run can have each task only once",
+                fix="remove one of them, or launch them as separate jobs",
             )
 
 
@@ -320,25 +320,25 @@ def _judge_of(
     judged = [task for task in tasks if task.native and is_judged(load_task(task.name))]
     if not judged:
         if named:
-            notes.append("the judge is not asked: no native task here is scored by one")
+            notes.append("the judge is not used: no native task here needs one")
         return None
     notes += [
-        f"{task.name}: the judge is not asked, because the task is not scored by one"
+        f"{task.name}: the judge is not used, because the task does not need one"
         for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
         if task.nemo_evaluator_config.params.extra.judge is not None and resolved not in judged
     ]
     if without := [task.written for task in judged if task.written not in named]:
         raise ConfigurationError(
-            f"answers are scored by a judge, and none is named: {', '.join(without)}",
-            fix="give params.extra.judge its url and model_id; of an auxiliary deployment they "
+            f"these tasks need a judge, but none is named: {', '.join(without)}",
+            fix="give params.extra.judge its url and model_id; for an auxiliary deployment, they "
             "are auxiliary_deployments.NAME.chat_url and auxiliary_deployments.NAME.model_id",
         )
     first, *others = [named[task.written] for task in judged]
     if any(other != first for other in others):
         raise ConfigurationError(
             f"the tasks name different judges: {', '.join(task.written for task in judged)}",
-            why="one job has one judge",
-            fix="launch them as jobs of their own",
+            why="a job can have only one judge",
+            fix="launch them as separate jobs",
         )
     if first.url is None:
         raise ConfigurationError(
@@ -354,7 +354,7 @@ def _judge_of(
     own = (f"{_AUXILIARY}{name}.model_id", deployment.served_model_name, deployment.model)
     if first.model_id is not None and first.model_id not in own:
         notes.append(
-            f"judge.model_id ({first.model_id}) has no effect: the judge is asked by the name of "
+            f"judge.model_id ({first.model_id}) has no effect: the judge uses the name of "
             f"auxiliary_deployments.{name}"
         )
     return _NamedJudge(settings=first, auxiliary=name)
@@ -366,13 +366,13 @@ def _unused_deployments(config: LaunchConfig, judge: _NamedJudge | None) -> Iter
     for name, deployment in config.auxiliary_deployments.items():
         place = f"auxiliary_deployments.{name}"
         if name != asked:
-            yield f"{place} is not started: no task here is scored by it"
+            yield f"{place} is not started: no task here needs it"
         elif (
             not config.execution.gives_nodes and deployment.num_nodes * deployment.num_instances > 1
         ):
             yield (
-                f"{place}: num_nodes and num_instances have no effect; it is one server, beside "
-                "the model under test"
+                f"{place}: num_nodes and num_instances have no effect; it is one server, on the "
+                "nodes of the model under test"
             )
 
 

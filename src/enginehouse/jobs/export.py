@@ -127,7 +127,7 @@ def choose_destinations(
     chosen = names or list(sections)
     if len(chosen) > 1 and (out or words):
         raise ConfigurationError(
-            "--out and -o are for one exporter, and there are several",
+            "--out and -o work with a single exporter, but several were given",
             fix="export to one at a time, or put the settings into a file for --config",
         )
     given: dict[str, Any] = {"path": str(out)} if out else {}

@@ -117,7 +117,7 @@ async def resume(record: JobRecord, context: Context) -> JobRecord:
     except Timeout as error:
         raise JobError(
             f"the job {record.id} is being resumed by another command",
-            fix=f"see what became of it: enginehouse launch status {record.short_id}",
+            fix=f"check its status: enginehouse launch status {record.short_id}",
             kind="running",
         ) from error
     try:
@@ -131,14 +131,14 @@ async def _resume(record: JobRecord, context: Context) -> JobRecord:
     if not record.status.state.ended:
         raise JobError(
             f"the job {record.id} is {record.status.state}",
-            fix=f"wait until it has ended, or end it: enginehouse launch kill {record.short_id}",
+            fix=f"wait until it ends, or stop it: enginehouse launch kill {record.short_id}",
             kind="running",
         )
     sources = record.secret_sources
     if missing := sorted({source for source in sources.values() if source not in os.environ}):
         raise ConfigurationError(
             f"not set in this environment: {', '.join(missing)}",
-            why="the job was launched with them, and the values of secrets are not kept",
+            why="the job was launched with them, but values of secrets are not stored",
             fix="export them again, then repeat the command",
         )
     secrets = {name: os.environ[source] for name, source in sources.items()}
@@ -213,7 +213,7 @@ async def _recovered(record: JobRecord, executor: Executor, context: Context) ->
     if handle is None:
         if datetime.now(UTC) - record.created < _LONGEST_SUBMISSION:
             return record
-        reason = "the command that launched it ended before it noted that it was submitted"
+        reason = "the command that launched it ended before it recorded the submission"
         changes = {"status": JobStatus(state=JobState.UNKNOWN, reason=reason)}
     return await asyncio.to_thread(JobRecords(context.layout).update, record.id, **changes)
 
@@ -259,15 +259,15 @@ def _settings(record: JobRecord) -> ExecutionSettings:
 def _handle(record: JobRecord) -> Handle:
     if record.handle is None and not record.status.state.ended:
         raise JobError(
-            f"the job {record.id} is not submitted yet",
-            why="the command that launches it is still at it, or was killed",
-            fix="end that command if it still runs, or repeat this one in some minutes",
+            f"the job {record.id} has not been submitted yet",
+            why="the command that submits it is still running, or was killed",
+            fix="stop that command if it is still running, or repeat this one in a few minutes",
             kind="not_submitted",
         )
     if record.handle is None:
         raise JobError(
             f"the job {record.id} was never submitted",
-            why="the command that launched it ended before that",
+            why="the command that launched it ended first",
             fix=f"submit it: enginehouse launch resume {record.short_id}",
             kind="not_submitted",
         )

@@ -192,7 +192,7 @@ def _settings_class(execution: Any, origin: str) -> type[ExecutionSettings]:
     if not isinstance(kind, str):
         raise ConfigurationError(
             f"{origin}: 'execution.type' is missing",
-            why="the file chooses no executor",
+            why="the file does not choose an executor",
             fix=f"put `- execution: local` under defaults; known: {', '.join(EXECUTORS.names())}",
         )
     settings_class: type[ExecutionSettings] = EXECUTORS.load(kind).settings_class
@@ -318,7 +318,8 @@ class _VariableReader:
             )
         elif variable.host == text:
             self.notes.append(
-                f"{place}: {text} is taken as the name of a variable here; write host:{text}"
+                f"{place}: {text} is read as the name of a variable on this machine; write "
+                f"host:{text}"
             )
         return variable
 
@@ -357,7 +358,7 @@ def _refuse_two_values(job: Variables, server: Variables) -> None:
             raise ConfigurationError(
                 f"{name} has two values: {one.source} for the evaluation and {other.source} for "
                 "the server",
-                why="both run in one job, and it reaches them by its environment",
+                why="both run in one job and share its environment",
                 fix="use one value that serves both, or give them different names",
             )
 

@@ -62,8 +62,8 @@ def plan_launch(config: LaunchConfig) -> LaunchPlan:
         resources = replace(resources, nodes=1)  # the others are the companions'
     if planned.judge_gpus_per_node > resources.gpus_per_node > 0:
         raise ConfigurationError(
-            f"the judge needs {planned.judge_gpus_per_node} GPUs on each of its nodes, and a node "
-            f"of the job has {resources.gpus_per_node}",
+            f"the judge needs {planned.judge_gpus_per_node} GPUs on each of its nodes, but a "
+            f"node of the job has {resources.gpus_per_node}",
             fix="divide the judge into smaller parts, or ask for more GPUs on each node",
         )
     judges = planned.companions.companions

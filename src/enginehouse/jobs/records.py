@@ -166,7 +166,7 @@ def _decoded(row: tuple[bytes]) -> JobRecord:
         raise StoreError(
             "the record of a job cannot be read",
             why=str(error),
-            fix="it was changed by something else: restore the file from a backup",
+            fix="another program changed it: restore the file from a backup",
         ) from error
 
 
@@ -175,7 +175,8 @@ def _unknown(reference: str, ids: list[str]) -> JobError:
         return JobError(
             f"there is no job {reference!r}",
             why="no job was launched from here",
-            fix="`enginehouse launch run` launches one; ENGINEHOUSE_HOME names another place",
+            fix="launch one with `enginehouse launch run`, or set ENGINEHOUSE_HOME to where it "
+            "was launched",
             kind="unknown",
         )
     close = nearest(reference, ids)
@@ -190,9 +191,12 @@ def _unknown(reference: str, ids: list[str]) -> JobError:
 def _fix(error: Exception) -> str:
     text = str(error)
     if "full" in text:
-        return "make room, then repeat the command"
+        return "free disk space, then repeat the command"
     if "locked" in text:
-        return "another launcher, or a network file system without locks, holds it: try again"
+        return (
+            "another launcher has locked it, or it is on a network file "
+            "system without locks: try again"
+        )
     if "not a database" in text or "malformed" in text:
         return "restore it from a backup, or move it away: running jobs are not affected"
-    return "check the permissions; ENGINEHOUSE_HOME names another place"
+    return "check the permissions, or set ENGINEHOUSE_HOME to another folder"

@@ -164,11 +164,11 @@ def require_runnable(tasks: Iterable[ResolvedTask]) -> None:
     if not without:
         return
     near = [f"{task.written}: {', '.join(task.nearest)}" for task in without if task.nearest]
-    fix = f"leave them out, or use native tasks ({', '.join(TASKS.names())})"
+    fix = f"remove them, or use native tasks ({', '.join(TASKS.names())})"
     if near:
         fix += f"; nearest to {'; to '.join(near)}"
     raise ConfigurationError(
-        f"no harness that runs here has: {', '.join(task.written for task in without)}",
+        f"no harness that runs here has these tasks: {', '.join(task.written for task in without)}",
         why=f"the harnesses are {', '.join(HARNESSES.names())}; nothing was started",
         fix=fix,
     )
@@ -218,7 +218,7 @@ def _foreign_name(written: str) -> HarnessTaskName | None:
         return HarnessTaskName(harness=LM_EVAL, task=name)
     if dot and _hyphenated(harness) not in _HARNESSES:
         raise ConfigurationError(
-            f"the task {written!r} is of a harness that is not known: {harness!r}",
+            f"the task {written!r} names an unknown harness: {harness!r}",
             fix=f"the harnesses are: {', '.join(_HARNESSES)}; native tasks need none: "
             + ", ".join(TASKS.names()),
         )

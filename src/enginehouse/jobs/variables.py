@@ -133,7 +133,7 @@ class Variables:
         if missing:
             raise ConfigurationError(
                 f"not set in this environment: {', '.join(missing)}",
-                why="the launch file gives them to the job (host:NAME)",
+                why="the launch file passes them to the job (host:NAME)",
                 fix="export them first, or remove them from env_vars",
             )
         return {v.name: here[v.host] if v.host is not None else str(v.literal) for v in secrets}

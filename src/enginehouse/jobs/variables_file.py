@@ -34,7 +34,7 @@ def read_variables_file(path: Path) -> dict[str, str]:
         ) from error
     if mode & 0o077:
         raise ConfigurationError(
-            f"others than you can read {path}",
+            f"other users can read {path}",
             why=f"it holds secrets, and its mode is {mode:o}",
             fix=f"chmod 600 {path}",
         )

@@ -34,7 +34,7 @@ def _of_target(document: LaunchDocument) -> Iterator[tuple[str, str]]:
             if getattr(endpoint, key) is not None:
                 yield (
                     f"target.api_endpoint.{key}",
-                    "a server is deployed, and asked by its own name",
+                    "a server is deployed, and requests use its own name",
                 )
 
 
@@ -45,18 +45,21 @@ def _of_deployment(place: str, deployment: DeploymentSettings) -> Iterator[tuple
     if deployment.type == "generic":
         return _of_generic(place, deployment)
     if deployment.type != "vllm":
-        return _set_keys(place, deployment, {"distributed_executor_backend": "only vLLM has it"})
+        return _set_keys(
+            place, deployment, {"distributed_executor_backend": "only vLLM supports it"}
+        )
     return iter(())
 
 
 def _of_generic(place: str, deployment: DeploymentSettings) -> Iterator[tuple[str, str]]:
     if deployment.adapter is not None:
         raise ConfigurationError(
-            f"{place}.adapter is given, and a generic server loads no adapters",
-            why="without it, the base would be evaluated in its place",
-            fix="have the command load it, and leave the key out; or use an engine, such as vllm",
+            f"{place}.adapter is given, but a generic server cannot load adapters",
+            why="without it, the base model would be evaluated instead",
+            fix="load it in the server's command and remove the key; or use an engine, such as "
+            "vllm",
         )
-    reasons = dict.fromkeys(_BY_COMMAND, "its command says how it is served")
+    reasons = dict.fromkeys(_BY_COMMAND, "its command determines how it is served")
     words = " ".join((deployment.command or "", *deployment.extra_args))
     for key in ("checkpoint_path", "hf_model_handle"):
         if (model := getattr(deployment, key)) is not None and model not in words:

@@ -207,7 +207,7 @@ def _unusable(base: str, reply: WireReply, *, api_key: str | None, engine: Engin
     if status in {401, 403}:
         return UnauthorizedError(
             f"the server at {base} refused "
-            + ("the API key" if api_key else "us: it wants an API key"),
+            + ("the API key" if api_key else "us: it requires an API key"),
             fix=f"set {_key_variable(engine)} to its key, or name a variable with --api-key-env",
             status=status,
         )

@@ -106,7 +106,7 @@ class HealthMonitor:
         if status == _ENGINE_DEAD:
             return Health(
                 state=ServerState.FAILED,
-                reason=f"{self._path} says that its engine is dead",
+                reason=f"{self._path} reports that its engine is dead",
             )
         if status == 200 or self._blind:
             return _READY
@@ -144,7 +144,7 @@ class HealthMonitor:
         degraded_after = min(self._timings.degraded_after, self._patience)
         if idle <= degraded_after and silent <= self._patience:
             return health
-        reason = f"it has not made a token for {silent:.0f} s"
+        reason = f"it has not generated a token for {silent:.0f} s"
         if idle <= degraded_after:
             reason += ", although it computes"
         failed = idle > self._patience or silent > COMPUTING_FACTOR * self._patience

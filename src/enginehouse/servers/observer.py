@@ -153,7 +153,7 @@ class Observer:
             return f"{path} does not answer ({type(error).__name__})"
         if status in {401, 403}:
             refused = f"it refused the key in {API_KEY_VARIABLE}"
-            return refused if self._key else f"it wants an API key: set {API_KEY_VARIABLE}"
+            return refused if self._key else f"it requires an API key: set {API_KEY_VARIABLE}"
         if status != 200:
             return f"{path} answered {status}"
         return signal.parse(body) or f"{path} shows no queue"

@@ -65,8 +65,11 @@ def lease_ports(
             try:
                 _require_free(port, host=_EVERYWHERE, leases=leases, home=layout.state)
             except PortError as error:
-                error.message = f"the parts of the server cannot meet: {error.message}"
-                error.fix = "stop what has it, or choose another; a new job has others"
+                error.message = f"the parts of the server cannot connect: {error.message}"
+                error.fix = (
+                    "stop the program that uses it, or choose another port; "
+                    "a new job gets different ones"
+                )
                 raise
         taken = {port for lease in leases for port in _covered(lease)}.union(others)
         for base in _blocks():

@@ -109,7 +109,7 @@ async def _probe(
     """Ask until the server is healthy; then check the names that it serves, and that it works."""
     await _wait_for_health(session, path=engine.endpoints.health, note=note)
     path = engine.wire.models_path
-    assert path is not None, "a server of our own lists its models"
+    assert path is not None, "a server that enginehouse started lists its models"
     status, body = await _ask(session, "GET", path, what=path)
     try:
         names = engine.wire.decode_models(body) if status == 200 else None

@@ -39,7 +39,7 @@ def expiry(ttl_seconds: int | None) -> datetime | None:
         raise TinkerError(
             f"ttl_seconds cannot be {ttl_seconds}",
             why=f"a checkpoint lives between {SHORTEST_TTL:,} seconds (an hour) and"
-            f" {LONGEST_TTL:,} (ten years), or for ever without it",
+            f" {LONGEST_TTL:,} (ten years), or forever without it",
         )
     return datetime.now(UTC) + timedelta(seconds=ttl_seconds)
 
@@ -233,7 +233,7 @@ class CheckpointStore:
             return
         if present.request_id != request_id:
             raise TinkerError(
-                f"there is a checkpoint {path} already",
+                f"the checkpoint {path} already exists",
                 fix="choose another name, delete it, or save with overwrite=True",
             )
 
@@ -291,8 +291,8 @@ def _disk_full(folder: Path) -> TinkerError:
     return TinkerError(
         "the checkpoint was not saved: the service's disk is full",
         why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}",
-        fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or tell"
-        " the operator of the service; the training run itself has lost nothing",
+        fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or ask the "
+        "operator of the service; the training run itself is intact",
         category="server",
     )
 

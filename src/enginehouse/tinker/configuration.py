@@ -24,9 +24,9 @@ class TinkerConfig(StrictModel):
     """The model whose adapters are trained: a Hugging Face handle, a checkpoint folder, or a
     bundled name (smollm2)."""
     trainer: Literal["hf", "megatron"] = "hf"
-    """What trains: our own multi-LoRA trainer (hf), or the server at megatron_url."""
+    """The trainer: our own multi-LoRA trainer (hf), or the server at megatron_url."""
     sampler: Literal["vllm", "hf", "megatron"] | None = None
-    """What samples; by default vLLM, or hf where vLLM cannot run here."""
+    """The sampling engine; by default vLLM, or hf where vLLM cannot run."""
     megatron_url: str | None = None
     """The base URL of the Megatron server, for the trainer or the sampler of that name."""
     vllm_url: str | None = None
@@ -36,16 +36,18 @@ class TinkerConfig(StrictModel):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """The port; by default a free one."""
     home: Path | None = None
-    """The folder of records, accepted jobs, checkpoints and keys; by default below the state."""
+    """The folder of records, accepted jobs, checkpoints and keys; by default in the state
+    folder."""
     database: str | None = None
     """The URL of the database (sqlite:///… or postgresql://…); by default a file in home."""
     keys_file: Path | None = None
-    """A file of API keys beside those of `tinker keys`: a line user=key, or user=sha256:DIGEST."""
+    """A file of API keys in addition to those of `tinker keys`: lines of user=key or
+    user=sha256:DIGEST."""
     train_unembed: bool = True
     """Train the output layer of adapters that ask for it, as the SDK does by default."""
     logprobs: Literal["raw", "scaled"] = "raw"
-    """Whether sampled log-probabilities are the model's own (raw), as the tinker-cookbook expects,
-    or of the distribution that was sampled from, divided by the temperature (scaled)."""
+    """The log-probabilities of samples: the model's own (raw), as the tinker-cookbook expects, or
+    those of the sampled distribution, after the temperature is applied (scaled)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """The type of the base weights; by default the stored one on a GPU, the fastest on a CPU."""
     device: Literal["cpu", "cuda"] | None = None
@@ -61,29 +63,29 @@ class TinkerConfig(StrictModel):
     max_body_mb: Positive = 64
     """The largest body of a request, in millions of bytes."""
     max_batch_tokens: Positive = 1_000_000
-    """The most tokens of one forward_backward request."""
+    """The most tokens in one forward_backward request."""
     max_adapters: Positive = 64
-    """The most models that one user may be training at the same time."""
+    """The most models that one user may train at the same time."""
     max_resident: Positive = 16
-    """The most models in the trainer's memory; the others wait on the disk until their next job."""
+    """The most models in the trainer's memory; others stay on disk until their next job."""
     max_queued_jobs: Positive = 4096
-    """The most training jobs of one user that wait; more are answered with 429."""
+    """The most waiting training jobs per user; further ones get 429."""
     max_samples: Positive = 128
-    """The most samples of one user in flight in the sampling engine; the others wait their turn."""
+    """The most samples per user in flight in the sampling engine; others wait their turn."""
     max_queued_samples: Positive = 8192
-    """The most samples of one user that wait; more are answered with 429."""
+    """The most waiting samples per user; further ones get 429."""
     samples_in_flight: Positive = 256
-    """The most samples of all users in flight in the sampling engine."""
+    """The most samples in flight in the sampling engine, over all users."""
     kl_threshold: Fraction = 0.05
-    """The |v1| or v2 of sampled and trained log-probabilities above which a warning is given."""
+    """Warn if |v1| or v2 of sampled and trained log-probabilities exceeds this."""
     heartbeat_timeout: Seconds = 300.0
-    """Seconds without a heartbeat after which the waiting samples of a session are cancelled."""
+    """Cancel a session's waiting samples after this many seconds without a heartbeat."""
     snapshot_ttl: Annotated[int, Field(ge=3600)] | None = None
-    """Seconds that weights live which were saved for a sampler without a name; by default they
-    outlive their session by an hour. Named checkpoints live until their owner says otherwise."""
+    """How long unnamed sampler weights are kept, in seconds; by default until an hour after their
+    session ends."""
     drain_timeout: Seconds = 60.0
-    """The longest time at the end that running jobs may take before they are left for the next
-    start, in seconds."""
+    """How long shutdown waits for running jobs, in seconds; unfinished ones continue at the next
+    start."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -69,7 +69,7 @@ class FairSlots:
         """Why a new piece of work of the user would wait; None if it would not."""
         share = self._shares.get(user, _Share())
         if share.running >= self._per_user:
-            return f"{share.running} samples of yours are in flight, as many as one user may have"
+            return f"you have {share.running} samples in flight, the most one user may have"
         if self._running >= self._total:
             return f"all {self._total} places of the sampling engine are taken; users take turns"
         return None

@@ -133,7 +133,7 @@ class FutureJournal:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunLockedError(
-                f"another Tinker service works with {folder}",
+                f"another Tinker service uses {folder}",
                 fix="stop it, or give this one another home",
             ) from error
         except OSError as error:
@@ -376,5 +376,5 @@ def _refused(path: Path, error: OSError) -> StoreError:
     return StoreError(
         f"cannot write {path}",
         why=error.strerror or str(error),
-        fix=advice(error, otherwise="make room or check the permissions"),
+        fix=advice(error, otherwise="free disk space, or check the permissions"),
     )

@@ -142,7 +142,7 @@ class Futures:
             first = await asyncio.shield(self._accepting[key])
         if first.user != user or not await asyncio.to_thread(first.is_request, body):
             raise TinkerError(
-                f"another request was accepted as {key} before",
+                f"a different request was already accepted as {key}",
                 fix="number requests consecutively; the SDK does, if a client is not shared "
                 "between processes",
             )

@@ -107,7 +107,7 @@ class Guard:
             return user
         if key:
             raise TinkerError(
-                "the API key is not known here",
+                "unknown API key",
                 fix="ask the operator for one (`enginehouse tinker keys add NAME` makes it), "
                 "and set TINKER_API_KEY to it",
                 status=401,
@@ -132,7 +132,7 @@ class Guard:
             return
         raise TinkerError(
             "the service is stopping and takes no new work; what it accepted is kept",
-            fix="try again when it has been restarted, as the SDK does by itself",
+            fix="try again after its restart; the SDK does so automatically",
             category="server",
             status=503,
         )

@@ -200,7 +200,7 @@ class JobRunner:
             await self.answer_failure(job, failure)
             return
         model.lost = Failure(
-            message="the model could not be recovered, as a job failed when it was done again: "
+            message="the model could not be recovered, because repeating one of its jobs failed: "
             f"{failure.message}",
             category="server",
         )

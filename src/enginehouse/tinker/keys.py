@@ -240,9 +240,9 @@ class Keys:
             self._load()
         except (StoreError, ConfigurationError) as error:
             self._states = self._current_states()
-            _log.error("the keys from before stay valid: %s", error)
+            _log.error("the previous keys stay valid: %s", error)
         else:
-            _log.info("read the API keys again: %d", len(self._keys))
+            _log.info("reloaded the API keys: %d", len(self._keys))
 
     def _load(self) -> None:
         states = self._current_states()

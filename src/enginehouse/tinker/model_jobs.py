@@ -124,7 +124,7 @@ class ModelJobs:
         if body.weights_access_token is not None:
             raise TinkerError(
                 "weights_access_token is not supported by this service",
-                fix="publish the checkpoint: then every user of this service can load it",
+                fix="publish the checkpoint, so that every user of this service can load it",
             )
         if model.spec is None:
             self._require_place(model)
@@ -134,8 +134,8 @@ class ModelJobs:
         # The checkpoint may be deleted or replaced before this job would have to be repeated.
         if not await self._residency.save(model, applied=job.seq_id):
             raise TinkerError(
-                "the loaded weights were not accepted, as the model's state cannot be saved",
-                fix="tell the operator of the service to make room on its disk",
+                "the weights were not loaded, because the model's state cannot be saved",
+                fix="ask the operator of the service to free disk space",
                 category="server",
             )
         return {"path": body.path, "model_id": model.model_id}
@@ -150,7 +150,7 @@ class ModelJobs:
             )
         if body.optimizer and checkpoint.kind != "training":
             raise TinkerError(
-                f"{path} has no optimizer state, as it was saved for a sampler",
+                f"{path} has no optimizer state, because it was saved for a sampler",
                 fix="load it without its optimizer, or load one that save_weights saved",
             )
         if body.base_model not in (None, checkpoint.base_model):
@@ -184,7 +184,7 @@ class ModelJobs:
         step = body.adam_params.step()
         if model.broken is not None:
             raise TinkerError(
-                f"no step was taken, since a part of its batch failed: {model.broken.message}",
+                f"no step was taken, because part of its batch failed: {model.broken.message}",
                 fix="the batch's gradients were dropped: send the whole batch again",
                 category=model.broken.category,
             )
@@ -218,7 +218,7 @@ class ModelJobs:
                 "save_weights_for_sampler needs either a path or a sampling_session_seq_id"
             )
         if body.kind == "inflight" and body.path is not None:
-            raise TinkerError("inflight weights have no path of their own: leave path out")
+            raise TinkerError("in-flight weights cannot have a path: remove path")
         nameless = body.path is None and body.ttl_seconds is None
         checkpoint = await self._save(
             model,
@@ -303,7 +303,7 @@ class ModelJobs:
         )
         if not (await self._records.model(model.model_id, user=None)).trainable:
             raise TinkerError(
-                f"{model.model_id} is the copy of a checkpoint, and cannot be trained",
+                f"{model.model_id} is a copy of a checkpoint and cannot be trained",
                 fix="create a model from the copy, with a model_seq_id of its own",
             )
 
@@ -314,8 +314,8 @@ class ModelJobs:
         )
         if others >= self._limits.adapters:
             raise TinkerError(
-                f"you are training {others} models, and {self._limits.adapters} are the most here",
-                fix="end the sessions of those that are done",
+                f"you are training {others} models, the most this service allows",
+                fix="end the sessions of models that are done",
             )
 
     def _allowed(self, spec: LoraSpec) -> LoraSpec:
@@ -333,7 +333,7 @@ class ModelJobs:
                 + (
                     "" if self._limits.train_unembed else ", and this service trains no unembedding"
                 ),
-                fix="switch one of them on",
+                fix="set one of them to true",
             )
         return spec
 

@@ -158,5 +158,5 @@ def _refused(path: Path, verb: str, error: OSError) -> StoreError:
     return StoreError(
         f"cannot {verb} {path}",
         why=error.strerror or str(error),
-        fix=advice(error, otherwise="make room or check the permissions"),
+        fix=advice(error, otherwise="free disk space, or check the permissions"),
     )

@@ -85,8 +85,8 @@ class SamplingDesk:
         waiting = self._slots.load().get(user, _IDLE).waiting
         if waiting >= self._most_waiting:
             raise TinkerError(
-                f"{waiting} samples of yours are waiting, as many as this service accepts",
-                fix="wait for some of them; the SDK sends this one again by itself",
+                f"you have {waiting} waiting samples, the most this service accepts",
+                fix="wait for some to finish; the SDK retries this one automatically",
                 status=429,
             )
 

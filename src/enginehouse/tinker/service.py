@@ -260,7 +260,7 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
 def _notices(config: TinkerConfig, engine: SamplingEngine) -> list[str]:
     """What every user should know about this service."""
     if not config.train_unembed:
-        return ["this service does not train the output layer: its operator switched that off"]
+        return ["this service does not train the output layer: its operator has disabled that"]
     unembedding = engine.description.get("unembedding")
     if not isinstance(unembedding, Mapping):
         return []
@@ -300,7 +300,7 @@ async def _tidy_regularly(rooms: Rooms) -> None:
         try:
             await _tidy(rooms, began=began)
         except EnginehouseError as error:
-            logger.warning("what is over was not tidied up", extra={"why": str(error)})
+            logger.warning("expired records were not removed", extra={"why": str(error)})
 
 
 async def _tidy(rooms: Rooms, *, began: datetime) -> None:

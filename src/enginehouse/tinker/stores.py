@@ -72,7 +72,7 @@ def _held(home: Path) -> Iterator[None]:
         except Timeout:
             raise ConfigurationError(
                 f"another Tinker service uses {home}",
-                fix="stop it first, or give this one a folder of its own with --home",
+                fix="stop it first, or give this one another folder with --home",
             ) from None
         except OSError as error:
             raise StoreError(
@@ -98,5 +98,5 @@ def _require_base(home: Path, base_model: str) -> None:
     if known != base_model:
         raise ConfigurationError(
             f"{home} has adapters of {known}, not of {base_model}",
-            fix="give this service a folder of its own with --home, or serve the other model",
+            fix="give this service another folder with --home, or serve the other model",
         )

@@ -66,7 +66,7 @@ class TrainerLife:
 
     def ended(self, error: EnginehouseError) -> None:
         """It has ended, and must be started again."""
-        self._set_back(f"the trainer has ended and is being started again: {worded(error)}")
+        self._set_back(f"the trainer has ended and is being restarted: {worded(error)}")
 
     def progressed(self) -> None:
         """It has computed something."""
@@ -81,5 +81,5 @@ class TrainerLife:
 
 
 def worded(error: EnginehouseError) -> str:
-    """What users are told of an error of the trainer, in one line; where its log lies is not."""
+    """A one-line description of a trainer error for users, without the log's path."""
     return f"{error.message} ({error.why})" if error.why else error.message

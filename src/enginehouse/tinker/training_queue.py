@@ -44,7 +44,7 @@ model has the seq_id 0."""
 
 _DEADLY: Final = 3  # deaths of the trainer after which a job is not tried again
 _EXPLAIN: Final = 2.0  # seconds between updates of why jobs wait
-_OTHERS: Final = "jobs of others are computed, and users take turns"
+_OTHERS: Final = "other users' jobs are running; users take turns"
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ class TrainingQueue:
         waiting = sum(len(other.line) for other in self._residency if other.user == user)
         if waiting >= self._limits.waiting_jobs:
             raise TinkerError(
-                f"{waiting} jobs of yours are waiting, as many as this service accepts",
-                fix="wait for some of them; the SDK sends this one again by itself",
+                f"you have {waiting} waiting jobs, the most this service accepts",
+                fix="wait for some to finish; the SDK retries this one automatically",
                 status=429,
             )
 
@@ -143,8 +143,8 @@ class TrainingQueue:
             model = self._residency.model(future.details["model_id"], user=future.user)
             if not model.line.next and not len(model.line) and seq_id:
                 model.lost = Failure(
-                    message="nothing is left of this model: its session has ended, or its state "
-                    "was deleted. Create a new one, from its last checkpoint if it has one",
+                    message="this model no longer exists: its session ended, or its state was "
+                    "deleted. Create a new one, from its last checkpoint if it has one",
                     category="user",
                 )
                 model.retired = True
@@ -325,8 +325,8 @@ class TrainingQueue:
             self._deaths[request_id] += 1
             if self._deaths[request_id] >= _DEADLY and len(work) == 1:
                 failure = Failure(
-                    message=f"this job was in the trainer at {_DEADLY} deaths of it, at the last "
-                    f"one alone: {worded(error)}",
+                    message=f"the trainer died {_DEADLY} times while running this job, the last "
+                    f"time with no other job: {worded(error)}",
                     category="server",
                 )
                 await self._runner.settle(model, job, failure)
@@ -352,7 +352,7 @@ class TrainingQueue:
             future = self._late.pop()
             await self._futures.fail(
                 future,
-                "the job was done before, and its answer is no longer kept",
+                "the job is already done, but its answer is no longer kept",
                 category="server",
             )
 
@@ -400,10 +400,10 @@ class TrainingQueue:
         if self._life.why_not is not None:
             return self._life.why_not
         if job in self._current_jobs:
-            return "it is being computed"
+            return "it is running"
         head = model.line.ready()
         if head is None:
             return f"the model's job with seq_id {model.line.next} has not arrived"
         if head.repeated:
             return "the model is being recovered"
-        return _OTHERS if head is job else "earlier jobs of the model are done first"
+        return _OTHERS if head is job else "earlier jobs of the model come first"

@@ -154,8 +154,8 @@ class Turns:
         )
         if job.request.tokens > self._limits.request_tokens:
             raise TinkerError(
-                f"the request has {job.request.tokens} tokens, and {self._limits.request_tokens} "
-                "are the most of one request here",
+                f"the request has {job.request.tokens} tokens; this service accepts at most "
+                f"{self._limits.request_tokens} per request",
                 fix="send the batch in several forward_backward requests",
             )
         job.parts = split_request(job.request, tokens=self._limits.pass_tokens)

@@ -44,13 +44,13 @@ class WatchSettings(StrictModel):
     html: Path | None = None
     """The HTML page with the curve; by default it is stored with the watch's own files."""
     retry_failed: bool = False
-    """Try again what failed before."""
+    """Retry failed evaluations."""
     include: tuple[Name, ...] = ()
     """Patterns of the subfolders' names, such as step_*; by default all subfolders."""
     ready_markers: tuple[Name, ...] = ()
     """A folder is complete only when it also has one of these files."""
     order: Literal["first", "last"] = "first"
-    """Of several that wait, whether that with the first (smallest) or the last step is next."""
+    """Which waiting step to evaluate next: the first (smallest) or the last."""
 
     def with_absolute_paths(self) -> Self:
         """The same settings for a process in any folder."""

@@ -85,7 +85,7 @@ class CurveMaker:
         if isinstance(compared, str):
             return Against(name=other.name, result=None, why=compared)
         if task not in compared:
-            return Against(name=other.name, result=None, why="it was not asked this task")
+            return Against(name=other.name, result=None, why="it was not evaluated on this task")
         comparison = compared[task]
         why = None if comparison.headline else comparison.words
         return Against(name=other.name, result=comparison.headline, why=why)

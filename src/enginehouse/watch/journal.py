@@ -134,7 +134,7 @@ def held_journal(
         held = lock.acquire(timeout=_LOCK_WAIT, poll_interval=0.02)
     except Timeout:
         raise RunLockedError(
-            f"{directory} is being watched for this by another process",
+            f"{directory} is already being watched by another process, with the same settings",
             fix="wait until it ends, or stop that process",
         ) from None
     except OSError as error:

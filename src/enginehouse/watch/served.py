@@ -88,7 +88,7 @@ class ServedEvaluations:
                     raise
                 if again:
                     return await self._failed(pending, error)
-                self._notify(f"{pending.name}: {error.message}; once more, with a new server")
+                self._notify(f"{pending.name}: {error.message}; trying again with a new server")
                 again = True
 
     async def _evaluate_on(self, deployment: Deployment, pending: Pending) -> AttemptRecord | None:
@@ -139,7 +139,7 @@ class ServedEvaluations:
         return record
 
     def _tell_change(self, pending: Pending) -> None:
-        self._notify(f"{pending.name} changed while it was loaded: waiting for it again")
+        self._notify(f"{pending.name} changed while it was loaded: waiting until it is complete")
 
     def _evaluation(self, folder: Finished | None) -> EvaluationConfig:
         """How one of them is evaluated; as a run of its own it can be resumed by itself."""

@@ -60,12 +60,12 @@ class LaunchedWatch:
         probe = read_launch(file, overrides=[*overrides, *_words(_PLACEHOLDER, Kind.CHECKPOINT)])
         if not probe.deployment.deployed:
             raise ConfigurationError(
-                f"{file} deploys nothing, so there is nothing to put a checkpoint into",
+                f"{file} deploys no server, so checkpoints cannot be served",
                 fix="choose a deployment in the file, such as `- deployment: vllm`",
             )
         if (reason := probe.not_acted_on.get("deployment.checkpoint_path")) is not None:
             raise ConfigurationError(
-                f"{file} would serve the same for every checkpoint",
+                f"{file} would serve the same model for every checkpoint",
                 why=f"deployment.checkpoint_path has no effect in it: {reason}",
                 fix="correct deployment.command",
             )
@@ -174,8 +174,8 @@ class SubmittedEvaluations:
         """Leave the jobs alone."""
         if self._followed:
             self._notify(
-                f"{len(self._followed)} jobs go on without being watched; the same command "
-                "follows them again, and `enginehouse launch kill JOB` ends one"
+                f"{len(self._followed)} jobs keep running unwatched; run the same command to "
+                "follow them again, or `enginehouse launch kill JOB` to stop one"
             )
 
     def _begin(self, pending: Pending, job: str) -> AttemptRecord:
@@ -231,7 +231,7 @@ class SubmittedEvaluations:
         pending = self._pending.pop(key, None)
         if pending is None or not await pending.changed():
             return False
-        self._notify(f"{record.name} changed while its job ran: waiting for it again")
+        self._notify(f"{record.name} changed while its job ran: waiting until it is complete")
         return True
 
     def _is_due(self, since: float) -> bool:

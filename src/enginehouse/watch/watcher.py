@@ -105,7 +105,7 @@ def _require_folder(settings: WatchSettings) -> None:
     if settings.once and not settings.directory.is_dir():
         raise ConfigurationError(
             f"{settings.directory} is not a folder",
-            why="with --once there is nothing to wait for",
+            why="--once does not wait for it to appear",
             fix="give the folder that holds the checkpoints",
         )
 
@@ -174,7 +174,7 @@ class _Watcher:
             settled = look.at - began >= self._settings.interval * _EARLY
             if self._settings.once and settled and not waits:
                 for waiting in (*look.waiting, *self._unreadable.values()):
-                    self._notify(f"{waiting.name} is left out: {waiting.why}")
+                    self._notify(f"skipping {waiting.name}: {waiting.why}")
                 return curve
             await asyncio.sleep(self._settings.interval)
 

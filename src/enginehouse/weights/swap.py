@@ -291,7 +291,7 @@ class WeightSwapper:
         state = problem or "the old ones answer as before"
         if lost:
             state = problem or f"those in {self.declared.path} answer"
-            state += f"; {old.digest} is lost, as it was on no disk"
+            state += f"; {old.digest} is lost, because it was not on disk"
         name = self._server.name or self._server.base_url
         cause = error if isinstance(error, WeightsError) else None
         kind = "deadline" if isinstance(error, TimeoutError) else "wire"
@@ -326,7 +326,8 @@ class WeightSwapper:
                 self._condemn(f"its weights could not be swapped, nor restored: {why}")
                 return f"the server is started again with {which}"
             return (
-                f"the old ones are NOT back: {why}; end its process: if `enginehouse serve` "
+                f"the old weights were NOT restored: {why}; end its process: if `enginehouse "
+                "serve` "
                 f"supervises it, it comes back with those in {declared.path}"
             )
         return None

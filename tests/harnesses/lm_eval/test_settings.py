@@ -13,7 +13,7 @@ from enginehouse.harnesses.registry import load_harness
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"samples": 3}, "asks each item once, not 3 times"),
+        ({"samples": 3}, "samples each item once, not 3 times"),
         ({"arguments": {"apply_chat_templat": True}}, "apply_chat_template"),
         ({"arguments": {"batch_size": 0}}, "batch_size"),
         ({"include_path": Path("/does/not/exist")}, "no folder /does/not/exist"),

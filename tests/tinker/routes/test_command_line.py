@@ -180,9 +180,9 @@ async def test_sessions(trained: ManagementService):
 
 
 async def test_billing(trained: ManagementService):
-    """What checkpoints take is told; that nothing is billed is, too, and not tried again."""
+    """What checkpoints take is told; that no billing is, too, and not tried again."""
     (used,) = (await _json(trained, "billing", "checkpoint-storage"))["data"]
     assert (used["checkpoint_count"], used["size_bytes"]) == (4, 4016)
     period = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
     told = await _refused(trained, "billing", "usage", *period, user="ada")
-    assert "nothing is billed" in told
+    assert "no billing" in told

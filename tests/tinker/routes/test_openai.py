@@ -111,7 +111,7 @@ async def test_too_many_waiting_requests_are_answered_with_429(tmp_path: Path):
             ("/v1/chat/completions", asked(MODEL)),
             ("sample", {"prompts": ["a"]}),
         ):
-            with pytest.raises(RefusedError, match="samples of yours are waiting") as refused:
+            with pytest.raises(RefusedError, match="waiting samples") as refused:
                 await ada.post(route, body)
             assert refused.value.status == 429
         house.engine.running.set()

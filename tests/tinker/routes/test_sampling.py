@@ -200,7 +200,7 @@ async def test_too_many_waiting_samples_are_answered_with_429(tmp_path: Path):
         sampler = await ada.sampler()
         house.engine.running.clear()
         asked = [await ada.ask_sample(sampler, PROMPT) for _ in range(3)]
-        with pytest.raises(RefusedError, match="samples of yours are waiting") as refused:
+        with pytest.raises(RefusedError, match="waiting samples") as refused:
             await ada.ask_sample(sampler, PROMPT, seq_id=3)
         assert refused.value.status == 429
         assert await ada.ask_sample(sampler, PROMPT, seq_id=2) == asked[2]

@@ -161,7 +161,7 @@ async def test_vllm_gives_pefts_values(vllm: Opened) -> None:
 
 async def test_vllm_takes_adapters_whose_effect_is_lost_in_rounding(vllm: Opened) -> None:
     """One that was never trained, and one that was trained for so little that nothing shows."""
-    for name, said in (("untrained", "has not been trained"), ("faint", "less than rounding")):
+    for name, said in (("untrained", "has not been trained"), ("faint", "than rounding")):
         prompt = TokenPrompt(tokens=np.array([1, 45, 210], np.int32), max_tokens=2)
         sampled = await vllm.engine.sample(vllm.weights(name), prompt)
         assert len(sampled.sequences[0].tokens) == 2

@@ -91,7 +91,7 @@ async def test_tokens_that_a_tokenizer_would_not_make():
     """The server would score other tokens than were asked for."""
     letters = [token for letter in "pump" for token in tokenizer.encode(letter)]
     async with _sampling() as engine:
-        with pytest.raises(TinkerError, match="reads the prompt's text as other tokens"):
+        with pytest.raises(TinkerError, match="different tokens"):
             await engine.sample(BASE, _prompt(letters))
 
 

@@ -138,8 +138,8 @@ async def test_another_model_is_refused():
     [
         (404, "Not Found", "does not train"),
         (405, "", "does not train"),
-        (200, "{}", "something else than a trainer"),
-        (200, "<html>", "something else than a trainer"),
+        (200, "{}", "not answer like a trainer"),
+        (200, "<html>", "not answer like a trainer"),
     ],
 )
 async def test_other_servers_are_refused(status, body, words):

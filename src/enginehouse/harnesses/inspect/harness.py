@@ -69,7 +69,7 @@ class Inspect:
                 f"inspect has no task {task!r}",
                 kind="unknown_task",
                 why=f"there is no file {' or '.join(map(str, places))}",
-                fix=f"did you mean {close}?" if close else "name the file by its whole path",
+                fix=f"did you mean {close}?" if close else "give the file's full path",
             )
         return path.resolve()
 

@@ -342,7 +342,7 @@ def _conversation(messages: Sequence[_Message]) -> str:
     if len(text) <= _LONGEST:
         return text
     half = _LONGEST // 2
-    return f"{text[:half]}\n[{len(text) - _LONGEST} characters are left out]\n{text[-half:]}"
+    return f"{text[:half]}\n[{len(text) - _LONGEST} characters omitted]\n{text[-half:]}"
 
 
 def _speaker(message: _Message) -> str:

@@ -104,9 +104,9 @@ class LmEval:
 def _arguments(settings: HarnessSettings) -> LmEvalArguments:
     if settings.samples not in {None, 1}:
         raise ConfigurationError(
-            f"lm-eval asks each item once, not {settings.samples} times",
-            why="how often it asks is part of a task of lm-eval (repeats)",
-            fix="leave out samples, or write a task of your own with repeats",
+            f"lm-eval samples each item once, not {settings.samples} times",
+            why="in lm-eval, the number of samples is part of the task (repeats)",
+            fix="remove samples, or write your own task with repeats",
         )
     try:
         return LmEvalArguments.model_validate(settings.arguments)

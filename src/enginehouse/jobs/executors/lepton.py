@@ -99,7 +99,7 @@ class JobPlatform(StrictModel):
     """The section `lepton_platform.tasks`."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "api_tokens": "a job has no address, so nobody needs a token for it",
+        "api_tokens": "a job has no address, so it needs no token",
     }
 
     node_group: str | None = None
@@ -136,7 +136,7 @@ class LeptonSettings(ExecutionSettings):
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
         "env_var_names": "variables are named by env_vars or lepton_platform.tasks.env_vars",
-        "mode": "one endpoint answers for all tasks of a job",
+        "mode": "all tasks of a job use one endpoint",
     }
 
     type: Literal["lepton"] = "lepton"
@@ -187,14 +187,14 @@ class LeptonSettings(ExecutionSettings):
         config = deployment.lepton_config
         if config is None or config.resource_shape is None:
             raise ConfigurationError(
-                "a server on Lepton is an endpoint, and the file does not say which",
+                "a server on Lepton is an endpoint, but the file does not say of which shape",
                 fix="give deployment.lepton_config.resource_shape",
             )
         if config.gpus is not None and config.gpus < deployment.gpus:
             raise ConfigurationError(
-                f"the server needs {deployment.gpus} GPUs, and {config.resource_shape} has "
+                f"the server needs {deployment.gpus} GPUs, but {config.resource_shape} has "
                 f"{config.gpus}",
-                why="tensor x pipeline x data parallel are the GPUs of one replica",
+                why="one replica needs tensor x pipeline x data parallel GPUs",
                 fix="choose a larger deployment.lepton_config.resource_shape",
             )
         platform = self.lepton_platform
@@ -249,8 +249,8 @@ class LeptonExecutor:
             )
         if job.companions:
             raise JobError(
-                "a job on Lepton has no further nodes",
-                why=f"this one has companions: {', '.join(one.name for one in job.companions)}",
+                "a job on Lepton runs on one node",
+                why=f"this one needs others for: {', '.join(one.name for one in job.companions)}",
                 fix="use an endpoint with several replicas (deployment.lepton_config.max_replicas)",
                 kind="no_companions",
             )
@@ -324,7 +324,7 @@ class LeptonExecutor:
             raise JobError(
                 f"the job's folder is on Lepton's storage: {handle.folder} in the job, in "
                 f"{mount['path']} of {mount.get('from', DEFAULT_STORAGE)}",
-                why="Lepton's API hands out no files",
+                why="Lepton's API does not offer downloads",
                 fix="mount the storage here and give execution.mounted_here, or copy the folder "
                 "with `lep`",
                 kind="not_mounted",
@@ -365,8 +365,8 @@ class LeptonExecutor:
             state = _status(old).state
             if not state.ended:
                 raise JobError(
-                    f"the job {name} still runs",
-                    fix="wait until it has ended, or end it with `enginehouse launch kill`",
+                    f"the job {name} is still running",
+                    fix="wait until it ends, or stop it with `enginehouse launch kill`",
                     kind="running",
                 )
             await workspace.delete(f"/jobs/{old['metadata']['id']}")
@@ -409,9 +409,9 @@ class LeptonExecutor:
                         return str(address).rstrip("/")
                     await asyncio.sleep(_POLL)
         raise JobError(
-            f"the endpoint has no address after {_ADDRESS_KNOWN:.0f} s: {path}",
-            why="Lepton gives it one when it has been accepted",
-            fix="`lep endpoint status` of another one shows whether Lepton works",
+            f"the endpoint got no address within {_ADDRESS_KNOWN:.0f} s: {path}",
+            why="Lepton assigns one when it accepts the endpoint",
+            fix="check with `lep endpoint status` whether others work",
             kind="no_address",
         )
 

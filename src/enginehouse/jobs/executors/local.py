@@ -72,7 +72,7 @@ class LocalSettings(ExecutionSettings):
     """Jobs on this machine."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "mode": "one server answers for all tasks of a job",
+        "mode": "all tasks of a job use one server",
         "extra_docker_args": "local jobs run without Docker; see `execution: docker`",
         "mounts": "local jobs run without containers, and see this machine's paths",
     }
@@ -106,8 +106,9 @@ class LocalSettings(ExecutionSettings):
         """The GPUs that are needed, on one node."""
         if self.gpus is not None and gpus > self.gpus:
             raise ConfigurationError(
-                f"the job needs {gpus} GPUs, and execution.gpus allows {self.gpus}",
-                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                f"the job needs {gpus} GPUs, but execution.gpus allows {self.gpus}",
+                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
+                "GPUs",
                 fix="lower these, or allow more GPUs",
             )
         return Resources(gpus_per_node=gpus, walltime=self.walltime)
@@ -272,9 +273,9 @@ def _await_begin(
             if identity is not None and read_end(folder, supervisor=identity) is not None:
                 return  # it has ended already
             raise JobError(
-                "the job's process did not begin",
+                "the job's process did not start",
                 why=f"it ended with exit code {code}" if code is not None else "it does not answer",
-                fix="its log has the reason",
+                fix="see its log for the reason",
                 log=folder / LOG,
                 kind="not_begun",
             )
@@ -339,8 +340,8 @@ def _require_gpus(job: JobSpec) -> None:
     needed = job.resources.gpus_per_node * job.resources.nodes
     if needed > 1 and needed > (there := len(read_gpus())):
         raise JobError(
-            f"the job needs {needed} GPUs, and this machine has {there or 'none'}",
-            why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+            f"the job needs {needed} GPUs, but this machine has {there or 'none'}",
+            why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size GPUs",
             fix="set them (-o deployment.tensor_parallel_size=1 …), or choose another executor",
             kind="gpus",
         )
@@ -359,8 +360,8 @@ def _require_ended(folder: Path) -> None:
         )
     if is_here and any(map(is_alive, (begun.supervisor, *begun.commands))):
         raise JobError(
-            f"the job in {folder} still runs (pid {begun.supervisor.pid})",
-            fix="wait until it has ended, or end it with `enginehouse launch kill`",
+            f"the job in {folder} is still running (pid {begun.supervisor.pid})",
+            fix="wait until it ends, or stop it with `enginehouse launch kill`",
             kind="running",
         )
 

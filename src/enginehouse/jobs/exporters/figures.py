@@ -140,7 +140,7 @@ def read_figures(run: Run) -> ExportedRun:
     if not report.tasks:
         raise ConfigurationError(
             f"the run {run.info.id} has no figures yet",
-            why="it has asked nothing",
+            why="it has not sent any request",
             fix=f"`enginehouse resume {run.reference}`, then export it",
         )
     return ExportedRun(

@@ -93,11 +93,12 @@ class MlflowExporter:
             self._write(client, there, run)
         except (MlflowException, OSError, ImportError) as error:
             raise ExportError(
-                f"MLflow at {_without_password(address)} did not take the figures",
+                f"MLflow at {_without_password(address)} rejected the figures",
                 kind="refused",
                 why=_without_password(str(error)),
                 fix="check tracking_uri, and MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME "
-                "and MLFLOW_TRACKING_PASSWORD; then export again, which doubles nothing",
+                "and MLFLOW_TRACKING_PASSWORD; then export again; figures are updated, not "
+                "duplicated",
             ) from error
         place = f"experiment {self._settings.experiment_name}, run {there.info.run_id}"
         return f"{_without_password(address)}, {place}"
@@ -108,7 +109,7 @@ class MlflowExporter:
             given = os.environ.get(given, given)
         if not given:
             raise ExportError(
-                "no MLflow tracking server is named",
+                "no MLflow tracking server is configured",
                 kind="no_address",
                 fix="set tracking_uri, or MLFLOW_TRACKING_URI in the environment",
             )

@@ -75,11 +75,11 @@ class WandbExporter:
             return self._write(wandb, run)
         except (wandb.errors.Error, OSError, ValueError) as error:
             raise ExportError(
-                "Weights & Biases did not take the figures",
+                "Weights & Biases rejected the figures",
                 kind="refused",
                 why=str(error),
                 fix="check project, entity and WANDB_API_KEY, or export with mode=offline; then "
-                "export again, which doubles nothing",
+                "export again; figures are updated, not duplicated",
             ) from error
         finally:
             wandb.teardown()
@@ -131,7 +131,7 @@ def _require_key(wandb: Any, settings: Any) -> None:
     """Raise ExportError if there is no key, instead of asking for one on a terminal."""
     if settings.mode == "online" and not wandb.login(prompt=False):
         raise ExportError(
-            "there is no key of Weights & Biases",
+            "there is no API key for Weights & Biases",
             kind="no_key",
             fix="set WANDB_API_KEY, run `wandb login`, or export with mode=offline",
         )

@@ -137,7 +137,8 @@ class Database:
         return StoreError(
             f"the records in {self.name} cannot be read or written",
             why=reason,
-            fix="check that the database runs, that its disk has room, and the URL of --database",
+            fix="check the URL of --database, that the database is running, and that its disk is "
+            "not full",
         )
 
 
@@ -209,7 +210,7 @@ def _upgrade(engine: Engine) -> None:
             raise StoreError(
                 f"the records in {_public_name(engine.url)} were written by a newer version of"
                 " Enginehouse",
-                why=f"their layout is {', '.join(sorted(newer))}, the newest known here is"
+                why=f"their schema version is {', '.join(sorted(newer))}, the newest known here is"
                 f" {ScriptDirectory.from_config(config).get_current_head()}",
                 fix="upgrade Enginehouse, or give another --database",
             )

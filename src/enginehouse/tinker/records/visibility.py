@@ -43,7 +43,7 @@ def changeable(row: CheckpointRow | None, path: str, user: str) -> CheckpointRow
 def _missing(kind: str, name: str) -> TinkerError:
     return TinkerError(
         f"there is no {kind} {name}",
-        why="it was never made, was deleted, or is not yours",
+        why="it never existed, was deleted, or belongs to another user",
         status=404,
     )
 

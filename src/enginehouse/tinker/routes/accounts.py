@@ -27,7 +27,7 @@ def account_routes(records: Records, *, keys: Keys) -> APIRouter:
     async def log_in(request: Request) -> dict[str, str]:
         token = keys.log_in(request.headers.get("x-api-key"))
         if token is None:
-            raise TinkerError("the API key is not known here", status=401)
+            raise TinkerError("unknown API key", status=401)
         return {"jwt": token}
 
     @router.get("/api/v1/auth/apikey/me")
@@ -37,7 +37,7 @@ def account_routes(records: Records, *, keys: Keys) -> APIRouter:
         return {
             "key_id": int(key.key_id, 16) if key else 0,
             "name": key.key_id if key else user,
-            "note": key.note if key else "this service asks nobody on its own machine for a key",
+            "note": key.note if key else "this service needs no key on its own machine",
             "details": {
                 "org_details": {"name": ORGANISATION},
                 "user_details": {"email": user},
@@ -48,7 +48,9 @@ def account_routes(records: Records, *, keys: Keys) -> APIRouter:
     async def revoke_own_key(request: Request) -> Response:
         key = keys.identify(request.headers.get("x-api-key"))
         if key is None:
-            raise TinkerError("there is no key to revoke: this service asks for none", status=404)
+            raise TinkerError(
+                "there is no key to revoke: this service does not use keys", status=404
+            )
         try:
             keys.revoke(key)
         except ConfigurationError as error:
@@ -68,7 +70,7 @@ def account_routes(records: Records, *, keys: Keys) -> APIRouter:
     async def billing(request: Request) -> None:
         current_user(request)
         raise TinkerError(
-            "nothing is billed by this service",
+            "this service does no billing",
             fix="`enginehouse tinker status` and GET /metrics show the tokens of each user",
             status=404,
         )

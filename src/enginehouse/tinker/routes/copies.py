@@ -40,7 +40,7 @@ def copy_routes(checkpoints: CheckpointStore) -> APIRouter:
         if body.weights_access_token or "x-tinker-weights-access-token" in request.headers:
             raise TinkerError(
                 "access tokens for weights are not supported",
-                fix="have the owner publish the checkpoint: then everybody can copy it",
+                fix="ask the owner to publish the checkpoint, so that every user can copy it",
             )
         expiry(body.ttl_seconds)
         key = request.headers.get("x-idempotency-key") or secrets.token_hex(16)
@@ -70,7 +70,7 @@ async def _target(
     now = datetime.now(UTC)
     require_project(body.destination_project_id)
     if (body.session_id is None) != (body.model_seq_id is None):
-        raise TinkerError("session_id and model_seq_id are only of use together")
+        raise TinkerError("session_id needs model_seq_id, and the other way round")
     if body.session_id is None:
         session_id, number = f"ses-{request_id}", 0
         session = SessionRecord(
@@ -99,5 +99,5 @@ async def _target(
     await records.add_model(model)
     present = await records.model(model.model_id, user=user)
     if present.trainable:
-        raise TinkerError(f"there is a training run {model.model_id} already")
+        raise TinkerError(f"the training run {model.model_id} already exists")
     return model

@@ -58,7 +58,7 @@ def download_routes(checkpoints: CheckpointStore, *, signer: Signer) -> APIRoute
         claims = signer.read(token, purpose=_PURPOSE)
         if claims is None:
             raise TinkerError(
-                "this link to a file is not valid, or no longer",
+                "this download link is invalid or has expired",
                 fix="ask for new ones: get_external_weights_urls()",
                 status=403,
             )

@@ -26,7 +26,7 @@ def operation_routes(*, status: Callable[[], ServiceStatus], operator_key: str) 
         given = request.headers.get(OPERATOR_HEADER, "")
         if not hmac.compare_digest(given.encode(), operator_key.encode()):
             raise TinkerError(
-                "the state of the service is for its operator",
+                "only the operator may see the status of the service",
                 why="it names users and their models",
                 fix="run `enginehouse tinker status` as the service's user, with its home",
                 status=401,

@@ -55,7 +55,7 @@ def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: 
         if body.model_path is not None:
             await samplers.of_path(body.model_path, user=user)
         elif body.base_model is None:
-            raise TinkerError("give model_path or base_model: what is to be sampled")
+            raise TinkerError("give model_path or base_model")
         sampler = SamplingSessionRecord(
             sampling_session_id=f"{body.session_id}:sample:{body.sampling_session_seq_id}",
             session_id=body.session_id,

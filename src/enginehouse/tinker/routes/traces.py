@@ -38,7 +38,7 @@ def trace_routes(records: Records, *, futures: Futures, signer: Signer) -> APIRo
     async def trace(session_id: str, request: Request) -> Response:
         claims = signer.read(request.query_params.get("token", ""), purpose=_PURPOSE)
         if claims is None or claims["session_id"] != session_id:
-            raise TinkerError("this link to a trace is not valid, or no longer", status=403)
+            raise TinkerError("this trace link is invalid or has expired", status=403)
         content = session_trace(session_id, futures.of_user(claims["user"]), until=time.time())
         return Response(content, media_type="application/json")
 

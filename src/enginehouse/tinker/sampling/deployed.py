@@ -48,7 +48,7 @@ async def deployed_sampling(
     `logprobs` is what its server was started to give. Raises WireError.
     """
     engine = deployment.engine
-    assert isinstance(engine, ServedEngine), "an engine that loads adapters is one that is served"
+    assert isinstance(engine, ServedEngine), "only served engines load adapters"
     own, *_ = await served_models(deployment.server, engine)
     store = UncopiedAdapters()
     async with deployment.adapters(store, max_loras=max_loras, for_many=True) as pool:
@@ -175,7 +175,7 @@ class DeployedSampling:
                     held = self.pool.held(await self._alias(weights))
                     reply = await self._ask(post, await stack.enter_async_context(held))
             stack.callback(reply.close)
-            assert reply.wire.chunks is not None, "it was asked for a stream"
+            assert reply.wire.chunks is not None, "the request was for a stream"
             return _Stream(reply.wire.chunks, stack.pop_all())
 
     async def _answered(self, weights: Weights, ask: Callable[[str], Awaitable[T]]) -> T:
@@ -287,7 +287,7 @@ class DeployedSampling:
         except NoEffectError as error:
             if modules not in self._acting:
                 await self._prove_amplified(weights, alias, error)
-            self._notify(f"{weights.key} acts, but changes less than rounding does so far")
+            self._notify(f"{weights.key} has an effect, but so far a smaller one than rounding")
         self._acting.add(modules)
 
     async def _leave(self, weights: Weights, alias: str) -> None:
@@ -331,7 +331,7 @@ async def _ended(proof: asyncio.Task[None] | None) -> None:
     await asyncio.wait([proof])
     if proof.cancelled():
         raise TinkerError(
-            "the weights were removed while they were asked", fix="save them again", status=404
+            "the weights were removed while they were in use", fix="save them again", status=404
         )
     proof.result()
 

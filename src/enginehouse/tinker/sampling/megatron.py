@@ -81,9 +81,9 @@ class MegatronSampling:
         return {
             "engine": "megatron",
             "url": self._url,
-            "log_probabilities": "as the server gives them",
+            "log_probabilities": "as returned by the server",
             "adapters": [],
-            "unembedding": {"answered_by": None, "why": "the server takes no adapters"},
+            "unembedding": {"answered_by": None, "why": "the server does not accept adapters"},
         }
 
     @property
@@ -166,8 +166,8 @@ class MegatronSampling:
         scores = (response.prompt_logprobs or ())[1:]
         if [score.token_id for score in scores if score] != prompt.tokens.tolist()[1:]:
             raise TinkerError(
-                "the Megatron server reads the prompt's text as other tokens than these",
-                why="it takes texts only, and a tokenizer makes other tokens of this one",
+                "the Megatron server would read the prompt as different tokens",
+                why="it takes text only, and the tokenizer encodes this prompt's text differently",
                 fix="send tokens as the model's tokenizer makes them, or use --sampler hf",
             )
         first = prompt.prompt_logprobs_from or 0

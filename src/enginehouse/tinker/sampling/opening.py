@@ -127,7 +127,7 @@ def _plan(config: TinkerConfig, name: str, **options: object) -> ServeConfig:
 async def _output_layer(main: DeployedSampling, config: TinkerConfig) -> OutputLayer:
     deployment = main.deployment
     if not config.train_unembed:
-        why = "none is trained (--no-train-unembed), so none was tried"  # older ones may be there
+        why = "none is trained (--no-train-unembed), so none was tested"  # older ones may be there
         return OutputLayer(answers=False, prompts=False, why=why)
     engine = deployment.engine
     assert isinstance(engine, ServedEngine), "it loads adapters"

@@ -62,7 +62,7 @@ async def probe_output_layer(
     shape = next((shape for name, shape in shapes.items() if name.endswith(heads)), None)
     if shape is None:
         return _not_served(
-            f"no adapter of it could be tried: {checkpoint} is not a checkpoint on this machine"
+            f"no such adapter could be tested: {checkpoint} is not a checkpoint on this machine"
         )
     found = _not_served("an adapter of it changed nothing")
     for magnitude in _MAGNITUDES:
@@ -122,9 +122,12 @@ async def _observe(
     if acts_on_answers and acts_on_prompts:
         why = "an adapter of it changed the log-probabilities exactly as it should"
     elif acts_on_answers:
-        why = "an adapter of it changed those of answers as it should, and those of prompts not"
+        why = (
+            "an adapter of it changed the log-probabilities of answers as it "
+            "should, but not those of prompts"
+        )
     else:
-        why = "an adapter of it was loaded, and did not change the log-probabilities as it should"
+        why = "an adapter of it was loaded, but did not change the log-probabilities as it should"
     return OutputLayer(answers=acts_on_answers, prompts=acts_on_prompts, why=why)
 
 

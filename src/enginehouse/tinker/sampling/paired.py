@@ -130,7 +130,7 @@ class PairedSampling:
             raise
         except Exception as error:  # noqa: BLE001 (raised by those who wait for it)
             if started.done():
-                self._notify(f"the second engine has failed, and is started when needed: {error}")
+                self._notify(f"the second engine failed; it is started again when needed: {error}")
             else:
                 started.set_exception(error)
                 started.exception()  # marks it as retrieved: the waiter may have given up

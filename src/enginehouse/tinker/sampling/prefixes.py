@@ -55,7 +55,7 @@ async def _scores(
         if missing := set(part) - given.keys():
             raise MalformedResponseError(
                 f"the engine gave no log-probability for the token ids {sorted(missing)[:5]}",
-                why="it does not know logprob_token_ids, or does not have these tokens",
+                why="it does not support logprob_token_ids, or does not have these tokens",
                 fix="use vLLM 0.32 or newer, or --sampler hf",
             )
         values |= given
@@ -87,10 +87,10 @@ async def draw_alternatives(sampler: Sampler, prompt: TokenPrompt, *, model: str
 def _require_few(rows: Sequence[int], field: str) -> None:
     if len(rows) > MOST_POSITIONS:
         raise TinkerError(
-            f"{field} asks at {len(rows)} positions, and this service answers {MOST_POSITIONS} at "
-            "most",
+            f"{field} asks at {len(rows)} positions, but this service answers at most "
+            f"{MOST_POSITIONS}",
             why="its engine needs a request for each position",
-            fix="ask at fewer positions, or split the prompt among several requests",
+            fix="ask at fewer positions, or split the prompt into several requests",
         )
 
 

@@ -14,7 +14,7 @@ def tokens_wanted(prompt: TokenPrompt, *, max_length: int) -> int:
     room = max_length - length
     if room < 0 or (room == 0 and prompt.max_tokens != 0 and not _only_scored(prompt)):
         raise TinkerError(
-            f"the prompt has {length} tokens, and the model takes {max_length} at most",
+            f"the prompt has {length} tokens, but the model takes at most {max_length}",
             why="prompt and continuation together must fit",
             fix="shorten the prompt",
         )
@@ -22,8 +22,8 @@ def tokens_wanted(prompt: TokenPrompt, *, max_length: int) -> int:
         return room
     if prompt.max_tokens > room and not _only_scored(prompt):
         raise TinkerError(
-            f"the prompt has {length} tokens and max_tokens is {prompt.max_tokens}, and the model "
-            f"takes {max_length} at most",
+            f"the prompt has {length} tokens and max_tokens is {prompt.max_tokens}, but the "
+            f"model takes at most {max_length}",
             why="prompt and continuation together must fit",
             fix=f"ask for at most {room} tokens, or shorten the prompt",
         )

@@ -147,6 +147,6 @@ def id_of(candidate: TokenLogprob) -> int:
     if not text.isdecimal():
         raise MalformedResponseError(
             f"the engine named a candidate {candidate.text!r}, not by its id",
-            why="it does not know return_tokens_as_token_ids",
+            why="it does not support return_tokens_as_token_ids",
         )
     return int(text)

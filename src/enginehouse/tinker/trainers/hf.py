@@ -122,8 +122,8 @@ def _base_type(
     checkpoint = read_checkpoint(Path(model.path))
     if is_quantized(checkpoint):
         raise ModelError(
-            f"{model.reference} is quantized, and adapters are trained on plain weights only",
-            fix="take the original checkpoint",
+            f"{model.reference} is quantized, but adapters can only be trained on plain weights",
+            fix="use the original checkpoint",
         )
     if wanted is not None:
         return wanted

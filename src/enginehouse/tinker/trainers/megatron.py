@@ -87,7 +87,7 @@ class MegatronTrainer:
             instance = msgspec.json.decode(body, type=_Started).instance if info else ""
         except msgspec.MsgspecError as error:
             raise StartError(
-                f"the server at {self._url} answers something else than a trainer",
+                f"the server at {self._url} does not answer like a trainer",
                 why=str(error),
                 fix=_CONTRACT,
             ) from error
@@ -132,10 +132,10 @@ class MegatronTrainer:
         await self._ask(Save(model_id=model_id, folder=folder, state=state))
         if not folder.is_dir():  # noqa: ASYNC240 (one look)
             raise TinkerError(
-                f"the Megatron server has saved {folder}, and it is not there",
+                f"the Megatron server reported saving {folder}, but it is not there",
                 category="server",
                 status=500,
-                why="it does not see the file system of this machine",
+                why="it does not share a file system with this machine",
                 fix="give both the same folder: ENGINEHOUSE_HOME on a shared file system",
             )
 
@@ -157,9 +157,9 @@ class MegatronTrainer:
 
     async def _ask(self, call: Call, *, kind: Any = Any) -> Any:
         if self._end is not None:
-            raise ServerGoneError("the Megatron server cannot be asked", why=self._end)
+            raise ServerGoneError("the Megatron server cannot be reached", why=self._end)
         name = str(call.__struct_config__.tag)
-        self._end = "an answer was not waited for"  # unless it is here in the end
+        self._end = "a request was abandoned before its answer"  # unless it is here in the end
         try:
             status, body = await self._post(name, encode(call), timeout=_CALL)
             reply = decode(body, kind=Reply) if status == 200 else None
@@ -179,7 +179,7 @@ class MegatronTrainer:
     def _gone(self, why: str) -> ServerGoneError:
         self._end = why
         return ServerGoneError(
-            f"the Megatron server at {self._url} failed", why=why, fix="look at its log"
+            f"the Megatron server at {self._url} failed", why=why, fix="see its log"
         )
 
     async def _post(self, name: str, body: bytes, *, timeout: float) -> tuple[int, bytes]:  # noqa: ASYNC109

@@ -98,7 +98,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         if self.result is not None:
             return self.result
         return (
-            self.failure or Failure(message="the trainer gave nothing", category="server")
+            self.failure or Failure(message="the trainer returned nothing", category="server")
         ).error()
 
 

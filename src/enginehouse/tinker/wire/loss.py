@@ -162,7 +162,7 @@ def _spans(spans: Sequence[Any], length: int, where: str) -> NDArray[np.bool_]:
         kind = span.WhichOneof("span")
         if kind is None:
             refuse_unknown_fields(span, f"{where}[{index}]")
-            raise TinkerError(f"{where}[{index}] is neither of prompt tokens nor of sampled tokens")
+            raise TinkerError(f"{where}[{index}] covers neither prompt tokens nor sampled tokens")
         source = getattr(span, kind)
         refuse_unknown_fields(source, f"{where}[{index}]")
         if not source.sequence_id or source.offset < 0 or source.length < 0:

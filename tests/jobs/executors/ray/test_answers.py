@@ -112,7 +112,7 @@ def test_what_is_rendered():
         ),
         (
             {"status": "FAILED", "driver_exit_code": 241},
-            JobStatus(state=JobState.FAILED, reason="a companion ended by itself"),
+            JobStatus(state=JobState.FAILED, reason="a companion ended unexpectedly"),
         ),
         (
             {

@@ -88,8 +88,8 @@ class DockerExecutor:
         for other in await _containers():
             if job.id in other.names and other.state in _LIVE:
                 raise JobError(
-                    f"job {job.id} still runs, in container {other.names}",
-                    fix="wait until it has ended, or end it with `enginehouse launch kill`",
+                    f"job {job.id} is still running, in container {other.names}",
+                    fix="wait until it ends, or stop it with `enginehouse launch kill`",
                     kind="running",
                 )
             if job.id in other.names:  # it has ended, and Docker is about to remove it
@@ -241,7 +241,7 @@ def _require_names(job: JobSpec) -> None:
         for name in (*environment.values, *environment.from_machine, *environment.secrets):
             if not _NAME.fullmatch(name):
                 raise JobError(
-                    f"{name!r} cannot be the name of a variable",
+                    f"{name!r} is not a valid name for a variable",
                     fix="use letters, digits and underscores",
                     kind="bad_name",
                 )
@@ -262,7 +262,7 @@ def _status(handle: Handle, there: Mapping[str, str]) -> JobStatus:
         return JobStatus(state=JobState.FAILED if code else JobState.COMPLETE, exit_code=code)
     ends = {
         "cancelled": JobStatus(state=JobState.CANCELLED),
-        "companion": JobStatus(state=JobState.FAILED, reason=f"{rest} ended by itself"),
+        "companion": JobStatus(state=JobState.FAILED, reason=f"{rest} ended unexpectedly"),
         "time": JobStatus(state=JobState.INTERRUPTED, reason="TIMEOUT"),
         "stopped": JobStatus(state=JobState.INTERRUPTED, reason="its container was stopped"),
     }
@@ -317,7 +317,7 @@ async def _start(name: str, secrets: Mapping[str, str]) -> None:
                 said += piece
     except TimeoutError as error:
         raise JobError(
-            f"container {name} did not begin within {_BEGIN:.0f} s",
+            f"container {name} did not start within {_BEGIN:.0f} s",
             fix="`docker ps --all` and the daemon's log may say why",
             kind="not_begun",
         ) from error
@@ -335,7 +335,7 @@ async def _docker(*words: str, patience: float | None = _DAEMON) -> str:
             out, _ = await process.communicate()
     except TimeoutError as error:
         raise JobError(
-            f"docker {words[0]} did not end within {patience:.0f} s",
+            f"docker {words[0]} did not finish within {patience:.0f} s",
             fix="check the daemon: `docker info`",
             kind="unreachable",
         ) from error
@@ -381,7 +381,7 @@ _REFUSALS = (
 def _refusal(said: str) -> JobError:
     """The error for what docker said."""
     lines = [line for line in said.strip().splitlines() if line and "--help" not in line]
-    why = lines[-1] if lines else "it said nothing"
+    why = lines[-1] if lines else "it printed nothing"
     for words, kind, fix in _REFUSALS:
         if words in said.lower():
             return JobError("Docker did not start the job", why=why, fix=fix, kind=kind)

@@ -15,8 +15,8 @@ from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
 
 # What the executor sets itself, and would no longer find its jobs without.
 _OWN_FLAGS = {
-    "--detach": "`launch run` returns once the job has begun",
-    "-d": "`launch run` returns once the job has begun",
+    "--detach": "`launch run` returns once the job has started",
+    "-d": "`launch run` returns once the job has started",
     "--entrypoint": "the job runs an evaluation",
     "--name": "jobs are found by their names",
     "--restart": "`launch resume` continues a job",
@@ -29,24 +29,24 @@ class DockerSettings(ExecutionSettings):
     """Jobs in containers on this machine."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "mode": "one server answers for all tasks of a job",
+        "mode": "all tasks of a job use one server",
     }
 
     type: Literal["docker"] = "docker"
     image: Annotated[str, Field(min_length=1)]
     """An image with Enginehouse in it."""
     mounts: Mapping[str, str] = Field(default_factory=dict)
-    """Folders of this machine, and where the container sees them; `:ro` at the end: read only."""
+    """Folders of this machine and where the container mounts them; append `:ro` for read-only."""
     gpus: Annotated[int, Field(ge=0)] | Literal["all"] | tuple[str, ...] | None = None
     """GPUs: how many, their indices or UUIDs, or `all`; by default as many as are needed."""
     shm_size: str = "16g"
-    """The most shared memory, through which an engine's processes talk."""
+    """The size of the shared memory through which an engine's processes communicate."""
     user: str | None = None
     """The user in the container, such as `1000:1000`; by default the image's."""
     walltime: Walltime | None = None
     """The longest time for a whole job, in seconds."""
     kill_grace: Annotated[int, Field(ge=1)] = 60
-    """The longest time for a job to stop its server when it is to end, in seconds."""
+    """How long a job may take to stop its server when it is asked to end, in seconds."""
     extra_docker_args: tuple[str, ...] = ()
     """Further flags of `docker create`, as one string or a list."""
 
@@ -85,8 +85,9 @@ class DockerSettings(ExecutionSettings):
         given = len(self.gpus) if isinstance(self.gpus, tuple) else self.gpus
         if isinstance(given, int) and 0 < given < gpus:
             raise ConfigurationError(
-                f"the job needs {gpus} GPUs, and execution.gpus gives it {given}",
-                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                f"the job needs {gpus} GPUs, but execution.gpus gives it {given}",
+                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
+                "GPUs",
                 fix="lower these, or give it more GPUs",
             )
         return Resources(

@@ -206,7 +206,8 @@ class Cluster:
         return JobError(
             f"the cluster's API server at {self.address} does not answer",
             why=str(error) or type(error).__name__,
-            fix=f"`kubectl cluster-info` should work from here; {self.source} has the address",
+            fix="check that `kubectl cluster-info` works from here; the address comes from "
+            f"{self.source}",
             kind="unreachable",
         )
 

@@ -118,7 +118,7 @@ class KubernetesExecutor:
         try:
             there = await cluster.read(BATCH, "jobs", name_of(job.id))
         except ApiError as error:
-            raise _worded(error, f"the job {job.id} was not looked for", cluster) from error
+            raise _worded(error, f"the job {job.id} could not be looked up", cluster) from error
         return self._handle(job, cluster, there["metadata"]["uid"]) if there else None
 
     def _handle(self, job: JobSpec, cluster: Cluster, uid: str) -> Handle:
@@ -180,7 +180,7 @@ class KubernetesExecutor:
             raise _worded(error, "the job's output cannot be read", cluster) from error
         if not read and not follow and status.state.ended and not pods:
             raise JobError(
-                "the job has no output any more",
+                "the job's output is no longer available",
                 why="its pods were deleted",
                 fix="the run's own log is in the job's folder: `enginehouse launch info`",
                 kind="no_log",
@@ -241,7 +241,7 @@ class KubernetesExecutor:
         if server != cluster.address:
             raise JobError(
                 f"the job is on the cluster at {server}",
-                why=f"{cluster.source} leads to {cluster.address}",
+                why=f"{cluster.source} points to {cluster.address}",
                 fix="`kubectl config use-context` or execution.context chooses the cluster",
                 kind="other_cluster",
             )
@@ -258,8 +258,8 @@ class KubernetesExecutor:
         uid = old["metadata"]["uid"]
         if not ended(old) and "deletionTimestamp" not in old["metadata"]:
             raise JobError(
-                f"the job {name} still runs in the namespace {cluster.namespace}",
-                fix="wait until it has ended, or end it with `enginehouse launch kill`",
+                f"the job {name} is still running in the namespace {cluster.namespace}",
+                fix="wait until it ends, or stop it with `enginehouse launch kill`",
                 kind="running",
             )
         await cluster.delete(BATCH, "jobs", name, uid=uid)
@@ -269,7 +269,7 @@ class KubernetesExecutor:
 def _worded(error: ApiError, what: str, cluster: Cluster) -> JobError:
     """What the API server's refusal means for a job."""
     namespace = cluster.namespace
-    kind, fix = "refused", "the API server's words say what is wrong with it"
+    kind, fix = "refused", "the API server's message explains what is wrong"
     if error.status == 401:
         kind = "unauthorized"
         fix = f"log in again: the credentials of {cluster.source} are not accepted"

@@ -44,7 +44,7 @@ class Reader:
             if (reason := waiting(pod)) is not None and is_final(reason):
                 raise JobError(
                     "the job's folder cannot be read",
-                    why=f"the pod {self._name}, which is to read it, does not start: {reason}",
+                    why=f"the pod {self._name}, which reads it, does not start: {reason}",
                     fix=f"`kubectl describe pod {self._name} -n {self._cluster.namespace}`",
                     kind="no_reader",
                 )

@@ -156,7 +156,7 @@ class Manifests:
         if sum(len(text.encode()) for text in data.values()) > _LARGEST:
             raise JobError(
                 "the job's files are too large for Kubernetes",
-                why=f"a ConfigMap holds 1 MiB, and they are {', '.join(job.files)}",
+                why=f"a ConfigMap holds at most 1 MiB; the files are {', '.join(job.files)}",
                 fix="put large data into a volume (execution.volumes) and name its path there",
                 kind="too_large",
             )
@@ -214,7 +214,10 @@ class Manifests:
                 "trap 'kill -TERM $companion; wait $companion; exit 143' TERM",
                 "wait $companion",
                 "code=$?",
-                f'echo "the companion {companion.name} ended by itself with exit code $code" >&2',
+                (
+                    f'echo "the companion {companion.name} ended unexpectedly '
+                    'with exit code $code" >&2'
+                ),
                 "exit $((code ? code : 1))",
                 ";;",
             ]

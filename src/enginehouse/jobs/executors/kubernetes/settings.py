@@ -27,7 +27,7 @@ class PodVolume(StrictModel):
     read_only: bool = False
     """Whether the job may only read it."""
     mounted_here: str | None = None
-    """Where this machine has the same volume mounted; results are then not copied."""
+    """Where this machine mounts the same volume; results are then not copied."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -40,12 +40,12 @@ class KubernetesSettings(ExecutionSettings):
     """Jobs on a Kubernetes cluster."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "mode": "one server answers for all tasks of a job",
+        "mode": "all tasks of a job use one server",
     }
 
     type: Literal["kubernetes"] = "kubernetes"
     volumes: Annotated[Mapping[str, PodVolume], Field(min_length=1)]
-    """The volumes by where they are mounted; `output_dir` must lie in one of them."""
+    """The volumes, by mount path; `output_dir` must be in one of them."""
     image: str | None = None
     """The image of all pods, with Enginehouse and the engine in it."""
     kubeconfig: str | None = None
@@ -55,9 +55,9 @@ class KubernetesSettings(ExecutionSettings):
     namespace: str | None = None
     """The namespace; by default the context's."""
     num_nodes: Count = 1
-    """The pods of a job, over all of its servers."""
+    """The number of pods, over all servers of a job."""
     num_instances: Count = 1
-    """The servers: as many as pods, or one over all of them; with one pod, all in that."""
+    """The number of servers: one per pod, or one over all pods; a single pod can run several."""
     gpus: Annotated[int, Field(ge=0)] | None = None
     """The GPUs of each pod; by default, what the servers need."""
     gpu_resource: str = "nvidia.com/gpu"
@@ -69,9 +69,10 @@ class KubernetesSettings(ExecutionSettings):
     walltime: Walltime | None = None
     """The longest time for a whole job, in seconds, from its first pod on."""
     secret_variables: Mapping[str, str] = Field(default_factory=dict)
-    """Variables from Secrets that are in the namespace already: `HF_TOKEN: NAME/KEY`."""
+    """Variables from existing Secrets of the namespace: `HF_TOKEN: NAME/KEY`."""
     pod: Mapping[str, Any] = Field(default_factory=dict)
-    """Fields of the pods' spec as Kubernetes names them, above ours: nodeSelector, tolerations."""
+    """Fields of the pods' spec that override ours, as Kubernetes names them: nodeSelector,
+    tolerations."""
     labels: Mapping[str, str] = Field(default_factory=dict)
     """Labels of the Job and its pods, such as a queue's."""
     annotations: Mapping[str, str] = Field(default_factory=dict)
@@ -112,14 +113,16 @@ class KubernetesSettings(ExecutionSettings):
         if self.gpus is None and gpus % self.num_nodes:
             raise ConfigurationError(
                 f"{gpus} GPUs cannot be divided among {self.num_nodes} pods",
-                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
+                "GPUs",
                 fix="change these or execution.num_nodes, or set execution.gpus",
             )
         if self.gpus is not None and self.gpus * self.num_nodes < gpus:
             raise ConfigurationError(
-                f"the job needs {gpus} GPUs, and asks for {self.gpus * self.num_nodes} "
+                f"the job needs {gpus} GPUs, but asks for {self.gpus * self.num_nodes} "
                 f"(execution.gpus: {self.gpus}, execution.num_nodes: {self.num_nodes})",
-                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
+                "GPUs",
                 fix="lower these, raise execution.gpus, or leave it out",
             )
         return Resources(

@@ -92,7 +92,7 @@ def cluster_address(address: str | None) -> str:
         address = address or os.environ.get(name)
     if address is None:
         raise JobError(
-            "there is no address of a Ray cluster",
+            "no Ray cluster is configured",
             fix="set execution.address, or RAY_API_SERVER_ADDRESS, to that of its dashboard, such "
             "as http://HEAD:8265",
             kind="no_address",
@@ -106,7 +106,7 @@ def cluster_address(address: str | None) -> str:
         )
     if urlsplit(address).password:
         raise JobError(
-            "the address of the Ray cluster has a password, which would be kept",
+            "the address of the Ray cluster contains a password, which would be stored",
             fix="leave it out of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, and set RAY_JOB_HEADERS",
             kind="no_address",
         )
@@ -230,14 +230,14 @@ class RayCluster:
         lines = text.strip().splitlines() or [f"HTTP {status}"]
         if status == 404:
             return JobError(
-                f"what answers at {self.address} has no jobs API of Ray",
+                f"the server at {self.address} does not have Ray's jobs API",
                 why=lines[-1],
                 fix="use the address of the dashboard, http://HEAD:8265 by default; a cluster has "
                 'one if it was installed as "ray[default]"',
                 kind="no_jobs_api",
             )
         return JobError(
-            f"the Ray cluster at {self.address} did not do what it was asked (HTTP {status})",
+            f"the Ray cluster at {self.address} rejected the request (HTTP {status})",
             why=next((line for line in reversed(lines) if len(line) > 1), lines[-1]),
             fix="the dashboard's log on the head node (dashboard_JobHead.log) has more",
             kind="refused",
@@ -249,7 +249,7 @@ def _decode(content: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(content, type=kind)
     except msgspec.DecodeError as error:
         raise JobError(
-            "an answer of the Ray cluster cannot be read",
+            "a reply from the Ray cluster could not be read",
             why=str(error),
             fix="its version may be too new or too old; see docs/launch-ray.md",
             kind="unreadable",
@@ -266,7 +266,7 @@ def _headers() -> Mapping[str, str]:
             raise JobError(
                 "RAY_JOB_HEADERS cannot be read",
                 why=str(error),
-                fix='it is a JSON object of texts, such as {"Authorization": "Bearer …"}',
+                fix='it must be a JSON object of strings, such as {"Authorization": "Bearer …"}',
                 kind="unauthorized",
             ) from error
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
@@ -282,7 +282,7 @@ def _token() -> str:
         return path.read_text().strip()
     except OSError as error:
         raise JobError(
-            f"the token of the Ray cluster is not in {path}",
+            f"there is no token for the Ray cluster in {path}",
             why=error.strerror,
             fix="RAY_AUTH_MODE is token: set RAY_AUTH_TOKEN, or write the token to that file",
             kind="unauthorized",

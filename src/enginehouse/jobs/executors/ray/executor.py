@@ -54,7 +54,7 @@ _STATES = {
 # The exit codes of payloads/ray_job.py, and what they mean.
 _ENDS = {
     240: (JobState.INTERRUPTED, "TIMEOUT"),
-    241: (JobState.FAILED, "a companion ended by itself"),
+    241: (JobState.FAILED, "a companion ended unexpectedly"),
     242: (JobState.INTERRUPTED, "a node was lost"),
 }
 # Failures that are not the job's own. A supervisor is Ray's process on the head node.
@@ -112,8 +112,8 @@ class RayExecutor:
         for other in await cluster.jobs():
             if (other.metadata or {}).get(_NOTE) == job.id and not other.ended:
                 raise JobError(
-                    f"job {job.id} still runs on the cluster, as {other.submission_id}",
-                    fix="wait until it has ended, or end it with `enginehouse launch kill`",
+                    f"job {job.id} is still running on the cluster, as {other.submission_id}",
+                    fix="wait until it ends, or stop it with `enginehouse launch kill`",
                     kind="running",
                 )
         submission = f"enginehouse-{job.id}-{randomness.token_hex(2)}"
@@ -164,7 +164,7 @@ class RayExecutor:
                     reason = await _shortage(cluster, group)
                     status = JobStatus(state=JobState.PENDING, reason=reason)
                 known[address, name] = status
-        gone = JobStatus(state=JobState.UNKNOWN, reason="the cluster knows nothing of it")
+        gone = JobStatus(state=JobState.UNKNOWN, reason="the cluster does not know it")
         return [
             known.get((handle.reference["address"], handle.reference["submission"]), gone)
             for handle in handles
@@ -175,8 +175,8 @@ class RayExecutor:
         cluster, submission = await self._job(handle)
         if (job := await cluster.job(submission)) is None:
             raise JobError(
-                f"the Ray cluster at {cluster.address} knows nothing of this job",
-                why="it has no log of it; it may have been restarted",
+                f"the Ray cluster at {cluster.address} does not know this job",
+                why="it has no log of the job, and may have been restarted",
                 fix=f"its folder was {handle.folder}; submit it again with `launch resume`",
                 kind="no_log",
             )
@@ -220,7 +220,7 @@ class RayExecutor:
             if isinstance(error, TimeoutError):
                 raise JobError(
                     f"the folder of the job was not copied within {_FETCH:.0f} s",
-                    why=f"job {submission} of the Ray cluster, which does that, has not ended",
+                    why=f"job {submission} of the Ray cluster, which copies it, has not ended",
                     fix="repeat the command when the cluster is less busy",
                     kind="not_copied",
                 ) from error
@@ -231,8 +231,8 @@ class RayExecutor:
                 why="no node of the cluster has it"
                 if ended and ended.driver_exit_code == 1
                 else f"{ended.message if ended else 'the cluster was restarted'}",
-                fix="its node may be gone; an `execution.output_dir` that all nodes share outlives "
-                "each of them",
+                fix="its node may be gone; results survive that in an `execution.output_dir` "
+                "shared by all nodes",
                 kind="no_folder",
             )
         await asyncio.to_thread(_unpack, text, into)
@@ -251,7 +251,7 @@ class RayExecutor:
         except TimeoutError as error:
             raise JobError(
                 f"job {handle.reference['id']} did not end within {patience:.0f} s",
-                why="Ray was told to stop it",
+                why="Ray was asked to stop it",
                 fix=f"`ray job stop {submission} --address {cluster.address}` repeats that",
                 kind="not_stopped",
             ) from error
@@ -382,7 +382,7 @@ async def _shortage(cluster: RayCluster, group: Reservation) -> str:
         if all(node.resources_total.get(name, 0) >= amount for name, amount in wanted.items())
     ]
     if nodes and len(fitting) < len(group.bundles):
-        reason += f"; {len(fitting)} node(s) of the cluster have that much"
+        reason += f"; {len(fitting)} node(s) of the cluster have enough"
     return reason
 
 

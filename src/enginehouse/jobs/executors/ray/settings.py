@@ -18,7 +18,7 @@ class RaySettings(ExecutionSettings):
     """Jobs on a running Ray cluster."""
 
     not_acted_on: ClassVar[Mapping[str, str]] = {
-        "mode": "one server answers for all tasks of a job",
+        "mode": "all tasks of a job use one server",
         "mounts": "jobs run without containers, and see the nodes' paths",
     }
 
@@ -28,9 +28,9 @@ class RaySettings(ExecutionSettings):
     python: str = "python3"
     """The Python of the nodes that has Ray."""
     num_nodes: Annotated[int, Field(ge=1)] = 1
-    """The nodes of a job, over all of its servers."""
+    """The number of nodes, over all servers of a job."""
     num_instances: Annotated[int, Field(ge=1)] = 1
-    """The independent servers that the nodes are divided among."""
+    """The number of independent servers, among which the nodes are divided."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """GPUs to reserve on each node; by default as many as the deployment needs."""
     cpus_per_node: Annotated[int, Field(ge=1)] | None = None
@@ -42,7 +42,7 @@ class RaySettings(ExecutionSettings):
     walltime: Walltime | None = None
     """The longest time for a job once it has its nodes, in seconds."""
     kill_grace: Annotated[float, Field(gt=0)] = 60.0
-    """The longest time for a job to stop its server when it is to end, in seconds."""
+    """How long a job may take to stop its server when it is asked to end, in seconds."""
 
     @field_validator("output_dir")
     @classmethod
@@ -55,7 +55,9 @@ class RaySettings(ExecutionSettings):
     @classmethod
     def _no_password(cls, address: str | None) -> str | None:
         if address is not None and urlsplit(address).password:
-            raise ValueError("has a password, which would be kept; set RAY_JOB_HEADERS instead")
+            raise ValueError(
+                "contains a password, which would be stored; set RAY_JOB_HEADERS instead"
+            )
         return address
 
     @property
@@ -80,7 +82,7 @@ class RaySettings(ExecutionSettings):
 
     @property
     def nodes(self) -> int:
-        """The nodes of a job, over all of its servers."""
+        """The number of nodes, over all servers of a job."""
         return self.num_nodes
 
     @property
@@ -102,7 +104,7 @@ class RaySettings(ExecutionSettings):
             )
         if self.gpus_per_node and gpus > self.gpus_per_node * self.num_nodes:
             raise ConfigurationError(
-                f"the job needs {gpus} GPUs, and asks for {self.gpus_per_node * self.num_nodes}:"
+                f"the job needs {gpus} GPUs, but asks for {self.gpus_per_node * self.num_nodes}:"
                 f" {self.gpus_per_node} on each of {self.num_nodes} nodes",
                 why=why,
                 fix="lower these, or raise execution.num_nodes or execution.gpus_per_node",

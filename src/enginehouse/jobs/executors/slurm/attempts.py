@@ -101,9 +101,9 @@ def status_of(queue: Iterable[QueueEntry], attempts: Sequence[Attempt], *, first
     if entry is not None and (state := _ENDED.get(entry.state)) is not None:
         return JobStatus(state=state, reason=entry.state)
     if last is not None:
-        reason = f"Slurm job {last.job} is gone and did not say how it ended"
+        reason = f"Slurm job {last.job} is gone, and left no record of how it ended"
         return JobStatus(state=JobState.INTERRUPTED, reason=reason)
-    reason = f"Slurm knows nothing of job {first} any more, and it left no record of its beginning"
+    reason = f"Slurm no longer knows job {first}, and there is no record that it started"
     return JobStatus(state=JobState.UNKNOWN, reason=reason)
 
 

@@ -82,7 +82,7 @@ class SlurmExecutor:
         match = re.search(r"^(\d+)(;\S+)?$", finished.text.strip(), re.MULTILINE)
         if match is None:
             raise JobError(
-                f"the id of the submitted job is not known: sbatch on {self._login.place} printed"
+                f"the submitted job's id could not be read: sbatch on {self._login.place} printed"
                 f" {finished.text.strip()[:200]!r}",
                 fix=f"`squeue --me` shows it; its folder is {job.folder}",
                 kind="no_id",
@@ -143,7 +143,7 @@ class SlurmExecutor:
             raise JobError(
                 f"the folder of the job could not be read on {self._login.place}",
                 why=finished.err.strip()[-600:],
-                fix=f"look at {handle.folder} there",
+                fix=f"check {handle.folder} there",
                 kind="no_folder",
             )
         try:
@@ -161,7 +161,8 @@ class SlurmExecutor:
                 raise JobError(
                     f"Slurm has not ended the job after {_CANCEL:.0f} s",
                     why=", ".join(f"job {entry.job} is {entry.state}" for entry in live),
-                    fix="its node may be down: `scontrol show job` tells, and whom to ask",
+                    fix="its node may be down: check it with `scontrol show job`, or contact the "
+                    "cluster's support",
                     kind="not_cancelled",
                 )
             await asyncio.sleep(self._poll)
@@ -189,15 +190,15 @@ class SlurmExecutor:
         if finished.code == ExitCode.RUNNING:
             number = finished.err.split()[-1]
             return JobError(
-                f"the job in {job.folder} still runs or waits, as Slurm job {number}",
-                fix="wait until it has ended, or end it with `enginehouse launch kill`",
+                f"the job in {job.folder} is still running or waiting, as Slurm job {number}",
+                fix="wait until it ends, or stop it with `enginehouse launch kill`",
                 kind="running",
             )
         if finished.code == ExitCode.UNWRITABLE:
             return JobError(
                 f"the folder of the job could not be written on {self._login.place}",
                 why=finished.err.strip()[-600:],
-                fix="check `execution.output_dir`, its permissions, and the room on its disk",
+                fix="check `execution.output_dir`, its permissions, and its free disk space",
                 kind="unwritable",
             )
         if finished.code == ExitCode.NO_SLURM:

@@ -143,7 +143,7 @@ class LoginNode:
         except TimeoutError as error:
             raise JobError(
                 f"{self.place} did not answer for {patience:.0f} s",
-                fix="try again later; if it stays so, ask the cluster's support",
+                fix="try again later; if that does not help, contact the cluster's support",
                 kind="unreachable",
             ) from error
         finally:

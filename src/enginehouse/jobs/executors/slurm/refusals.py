@@ -26,17 +26,17 @@ _REFUSALS = (
     _Refusal(
         ("unable to contact slurm controller", "could not establish a configuration source"),
         "no_controller",
-        "Slurm itself is down, or not configured here: `scontrol ping` tells",
+        "Slurm is down, or not configured here; check with `scontrol ping`",
     ),
     _Refusal(
         ("unable to resolve", "connection refused", "unable to connect", "socket timed out"),
         "no_controller",
-        "Slurm itself is down: `scontrol ping` tells when it is back",
+        "Slurm is down; `scontrol ping` shows when it is back",
     ),
     _Refusal(
         ("violates accounting/qos policy", "too many jobs"),
         "over_limit",
-        "the account has used up what it may use: ask for less, wait, or ask the cluster's support",
+        "the account has reached its limits: ask for less, wait, or contact the cluster's support",
     ),
     _Refusal(
         ("invalid account or account/partition",),
@@ -94,7 +94,7 @@ _REFUSALS = (
     _Refusal(
         ("access/permission denied", "not permitted"),
         "permission",
-        "ask the cluster's support for access to the partition",
+        "contact the cluster's support for access to the partition",
     ),
 )
 
@@ -111,7 +111,7 @@ async def refusal(finished: Finished, settings: SlurmSettings, login: LoginNode)
         fix += f"; did you mean {close!r}?" if close else ""
         fix += f" (there is: {'; '.join(choices)})" if choices else ""
     return JobError(
-        f"Slurm did not take the job on {login.place}",
+        f"Slurm on {login.place} rejected the job",
         why=_reason(finished.err),
         fix=fix,
         kind=kind,
@@ -125,7 +125,7 @@ def no_answer(finished: Finished, login: LoginNode) -> JobError:
     return JobError(
         f"Slurm on {login.place} does not answer",
         why=_reason(finished.err),
-        fix="the jobs are not affected; `scontrol ping` tells when it is back",
+        fix="the jobs are not affected; `scontrol ping` shows when it is back",
         kind="no_controller",
     )
 
@@ -152,4 +152,4 @@ async def _choices(login: LoginNode, command: str) -> list[str]:
 def _reason(said: str) -> str:
     lines = (line.strip().removeprefix("sbatch: ") for line in said.splitlines())
     lines = (line.removeprefix("error: ").removeprefix("fatal: ") for line in lines if line)
-    return "; ".join(dict.fromkeys(lines))[-600:] or "it did not say why"
+    return "; ".join(dict.fromkeys(lines))[-600:] or "it gave no reason"

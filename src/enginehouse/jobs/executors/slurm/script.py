@@ -242,7 +242,7 @@ def _require_names(job: JobSpec) -> None:
         for name in (*environment.values, *environment.secrets, *machine, *machine.values()):
             if not _NAME.fullmatch(name):
                 raise JobError(
-                    f"{name!r} cannot be the name of a variable in the job's environment",
+                    f"{name!r} is not a valid name for an environment variable",
                     fix="use letters, digits and _, and begin with a letter",
                     kind="variable_name",
                 )

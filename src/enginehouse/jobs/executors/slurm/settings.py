@@ -23,13 +23,13 @@ _OWN_FLAGS = {
     "chdir": "the job runs in its own folder",
     "dependency": "it belongs to the successor that resumes a job",
     "error": "the job's log is in its own folder",
-    "export": "env_vars says what a job is given",
-    "export-file": "env_vars says what a job is given",
+    "export": "env_vars lists the variables of a job",
+    "export-file": "env_vars lists the variables of a job",
     "open-mode": "the job's log is in its own folder",
     "output": "the job's log is in its own folder",
-    "signal": "`stop_before` says when a job is told to end",
+    "signal": "`stop_before` determines when a job is asked to end",
     "test-only": "`enginehouse launch run --dry-run` submits nothing",
-    "wait": "`enginehouse launch status` and `logs` tell when a job has ended",
+    "wait": "see `enginehouse launch status` and `logs`",
     "wrap": "the job runs an evaluation",
 }
 
@@ -50,7 +50,7 @@ def _seconds(value: Any) -> Any:
     if isinstance(value, str) and value.strip().isdecimal():
         raise ValueError("is not a time: write it as HH:MM:SS or D-HH:MM:SS")
     if isinstance(value, int) and value < 60:
-        raise ValueError("is less than Slurm's minute: write it as HH:MM:SS")
+        raise ValueError("is less than a minute, Slurm's unit: write it as HH:MM:SS")
     return as_seconds(value)
 
 
@@ -66,7 +66,7 @@ class SlurmMounts(StrictModel):
     evaluation: Mapping[str, str] = {}
     auxiliary: Mapping[str, Mapping[str, str]] = {}
     mount_home: bool = True
-    """Whether the home folder is among them."""
+    """Mount the home folder, too."""
 
 
 class SlurmSettings(ExecutionSettings):
@@ -76,7 +76,7 @@ class SlurmSettings(ExecutionSettings):
         "cpu_partition": "exports run where `enginehouse launch export` is called",
         "endpoint_readiness_timeout": "a server has failed when it ends, or makes no progress",
         "deployment": "each node runs one process of a deployment",
-        "proxy": "the client balances the instances itself",
+        "proxy": "the client balances requests among instances",
     }
 
     type: Literal["slurm"] = "slurm"
@@ -89,9 +89,10 @@ class SlurmSettings(ExecutionSettings):
     account: Word | None = None
     partition: Word | None = None
     num_nodes: Annotated[int, Field(ge=1)] = 1
-    """The nodes of a job, over all of its instances."""
+    """The number of nodes, over all instances of a job."""
     num_instances: Annotated[int, Field(ge=1)] = 1
-    """The independent instances that the nodes are divided among, or one node's GPUs."""
+    """The number of independent instances, among which the nodes, or one node's GPUs, are
+    divided."""
     ntasks_per_node: Annotated[int, Field(ge=1)] = 1
     gres: Word | None = None
     """Generic resources of each node: `gpu:8`."""
@@ -100,18 +101,18 @@ class SlurmSettings(ExecutionSettings):
     walltime: Time = 3600
     """The time limit of one attempt, as HH:MM:SS or D-HH:MM:SS."""
     max_walltime: Time | None = None
-    """The time limit of all attempts together; a job that is interrupted resumes until then.
+    """The time limit of all attempts together; until then, an interrupted job resumes.
 
-    Without it, an interrupted job stays as it is until `enginehouse launch resume`.
+    Without it, an interrupted job waits for `enginehouse launch resume`.
     """
     stop_before: Annotated[int, Field(ge=0)] = 120
-    """How many seconds before its time limit an attempt is told to end, and stops its server."""
+    """How many seconds before its time limit an attempt begins to stop its server and end."""
     requeue: bool = True
-    """Whether Slurm may run a job again whose node failed, or that was preempted."""
+    """Whether Slurm may requeue a job after a node failure or preemption."""
     image: Word | None = None
-    """An image with Enginehouse in it, which pyxis runs jobs in; by default there is none."""
+    """An image with Enginehouse in it, in which pyxis runs jobs; by default none."""
     mounts: SlurmMounts = SlurmMounts()
-    """What the container sees beside the job's folder."""
+    """Folders that the container mounts along with the job's."""
     subproject: Word | None = None
     """A prefix of the job's name, after the account."""
     sbatch_comment: str | None = None
@@ -122,7 +123,7 @@ class SlurmSettings(ExecutionSettings):
     @classmethod
     def _a_plain_path(cls, folder: str) -> str:
         if "\n" in folder or '"' in folder or "\\" in folder:
-            raise ValueError("contains a character that a batch script cannot have in a path")
+            raise ValueError("contains a character that paths in a batch script must not have")
         return folder
 
     @field_validator("sbatch_extra_flags")
@@ -204,14 +205,16 @@ class SlurmSettings(ExecutionSettings):
         if per_node is None and gpus % self.num_nodes:
             raise ConfigurationError(
                 f"{gpus} GPUs cannot be divided among {self.num_nodes} nodes",
-                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
+                "GPUs",
                 fix="change these or execution.num_nodes, or set execution.gres",
             )
         if per_node and gpus > per_node * self.num_nodes:
             raise ConfigurationError(
-                f"the job needs {gpus} GPUs, and asks for {per_node * self.num_nodes}:"
+                f"the job needs {gpus} GPUs, but asks for {per_node * self.num_nodes}:"
                 f" {per_node} on each of {self.num_nodes} nodes",
-                why="tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply",
+                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
+                "GPUs",
                 fix="lower these, or raise execution.num_nodes or execution.gres",
             )
         return Resources(
