@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Agent Arena, «vLLM Backend Integration», section «Python Code»
+# Agent Arena, "vLLM Backend Integration", section "Python Code"
 AGENT_ARENA = """\
 from backends import VLLMBackend, VLLMBackendConfig
 
@@ -54,7 +54,7 @@ if "tool_call" in result.metadata:
     print(f"Arguments: {result.metadata['tool_call']['arguments']}")
 """
 
-# the same document, section «Native Function Calling»; it goes on where the other one ends
+# the same document, section "Native Function Calling"; it goes on where the other one ends
 AGENT_ARENA_WEATHER = """\
 tools = [
     {
@@ -79,7 +79,7 @@ if "tool_call" in result.metadata:
     print(f"Calling {tool_call['name']} with {tool_call['arguments']}")
 """
 
-# RedBlackBench, «vLLM Integration for RedBlackBench», section «Programmatic Usage»
+# RedBlackBench, "vLLM Integration for RedBlackBench", section "Programmatic Usage"
 REDBLACKBENCH = """\
 from redblackbench.providers import VLLMProvider
 import asyncio

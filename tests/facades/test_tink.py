@@ -43,7 +43,7 @@ from enginehouse.weights.declared import Weights, declare
 
 pytestmark = pytest.mark.slow
 
-# Tink, «vLLM Integration Summary», sections «Register a LoRA Adapter» and «Manage Adapters»
+# Tink, "vLLM Integration Summary", sections "Register a LoRA Adapter" and "Manage Adapters"
 SEED = """\
 import vllm_backend
 

@@ -248,7 +248,7 @@ class SharedServer(NamedTuple):
 
 
 def url_of(said: str) -> str:
-    """The address in «ready after 0.2 s: http://127.0.0.1:20000»."""
+    """The address in "ready after 0.2 s: http://127.0.0.1:20000"."""
     return re.findall(r"ready after \S+ s: (http://\S+)", said)[-1]
 
 

@@ -39,7 +39,7 @@ async def _asked(*flags: str, answers=None, **fields: object):
     ],
 )
 async def test_without_a_parser_tools_are_refused(choice, words):
-    """In vLLM's words, which the client knows; «none» asks for no parser."""
+    """In vLLM's words, which the client knows; "none" asks for no parser."""
     status, body = await _asked(tool_choice=choice)
     assert status == 400
     assert words in body["error"]["message"]

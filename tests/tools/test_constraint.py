@@ -64,7 +64,7 @@ def test_several_calls_are_a_bounded_list():
 
 @pytest.mark.parametrize("max_calls", [1, 3])
 def test_words_are_allowed_where_calls_are_optional(max_calls: int):
-    """«none», a name that no tool can have, stands for them."""
+    """The name "none", which no tool can have, stands for them."""
     schema = answer_schema([MOVE, SAY], optional=True, max_calls=max_calls)
     assert _allows(schema, {"name": "none", "answer": "It is noon."})
     assert read_answer('{"name": "none", "answer": "It is noon."}') == "It is noon."

@@ -65,7 +65,7 @@ def test_every_check_passes(trainer: Path):
 
 @pytest.mark.gpu
 def test_every_check_passes_on_a_gpu(tmp_path: Path):
-    """The same with memory that is really freed; until then docs/training.md says «unverified»."""
+    """The same with memory that is really freed; until then docs/training.md says "unverified"."""
     if not read_gpus():
         pytest.skip("there is no GPU")
     check(environment(tmp_path, variant="cuda"), "cuda")

@@ -355,6 +355,8 @@ class ExtraParameters(Section):
     """The number of examples before each question, for a harness's task."""
     arguments: Mapping[str, Any] = {}
     """Other arguments of a harness's task, under the harness's names."""
+    include_path: str | None = None
+    """A folder with your own tasks for a harness, relative to the launch file."""
     tokenizer: str | None = None
     """The folder or hub handle of the model's tokenizer, which lm-eval's tasks need if the
     evaluation does not have the model's files: for a server elsewhere, or a generic one."""

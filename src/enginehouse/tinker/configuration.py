@@ -71,11 +71,11 @@ class TinkerConfig(StrictModel):
     max_queued_jobs: Positive = 4096
     """The most waiting training jobs per user; further ones get 429."""
     max_samples: Positive = 128
-    """The most samples per user in flight in the sampling engine; others wait their turn."""
+    """The most sequences per user in the sampling engine; other samples wait their turn."""
     max_queued_samples: Positive = 8192
     """The most waiting samples per user; further ones get 429."""
     samples_in_flight: Positive = 256
-    """The most samples in flight in the sampling engine, over all users."""
+    """The most sequences in the sampling engine, over all users."""
     kl_threshold: Fraction = 0.05
     """Warn if |v1| or v2 of sampled and trained log-probabilities exceeds this."""
     heartbeat_timeout: Seconds = 300.0
