@@ -80,7 +80,7 @@ async def test_an_answer_is_not_enough(house: House):
     assert report.latency.n == 2
     for name, said in {
         "choice": "'Berlin, I think.' is none of Paris, Rome",
-        "JSON schema": "does not follow the schema: it is no JSON",
+        "JSON schema": "does not follow the schema: it is not JSON",
         "tools": "a call was required, the answer was 'Berlin, I think.'",
         "log-probabilities": "log",
         "text": "404",

@@ -208,7 +208,7 @@ class OtherStop(AddOne):
 @pytest.mark.parametrize(
     ("task", "size", "why"),
     [
-        (OtherPrompt(version=2), 6, "another prompt"),
+        (OtherPrompt(version=2), 6, "different prompt"),
         (OtherStop(version=2), 6, "different stop texts"),
         (AddOne(version=2), 5, "5 items"),
     ],

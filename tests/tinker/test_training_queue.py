@@ -128,7 +128,7 @@ async def test_the_models_of_a_session_that_ended_are_forgotten(tmp_path: Path):
         assert not (tmp_path / "models" / MODEL).exists()
         assert await service.final_weights()
         late = await service.answer(await service.forward_backward(5))
-        assert "session has ended" in late["error"]
+        assert "session ended" in late["error"]
 
 
 async def test_what_was_sampled_and_what_is_trained_is_compared(tmp_path: Path):

@@ -56,7 +56,7 @@ async def test_what_there_is_not(service: ManagementService):
     async with service.client("ada") as ada:
         for path, said in (
             ("/api/v1/audit?event_type=all", "audit log"),
-            ("/api/v1/billing/usage/events", "billed"),
+            ("/api/v1/billing/usage/events", "billing"),
         ):
             answer = await ada.get(path)
             assert answer.status_code == 404

@@ -157,7 +157,7 @@ async def test_links(service: ManagementService, model: ModelRecord):
         for forged in (url[:-3] + "abc", url.partition("?")[0]):
             refused = await nobody.get(forged)
             assert refused.status_code == 403
-            assert "not valid" in _detail(refused)
+            assert "invalid" in _detail(refused)
         kind = await ada.get(f"{RUN}/weights/0001/external_weights_urls")
         assert kind.status_code == 400
         assert "save_weights_external" in _detail(kind)

@@ -70,7 +70,7 @@ async def _target(
     now = datetime.now(UTC)
     require_project(body.destination_project_id)
     if (body.session_id is None) != (body.model_seq_id is None):
-        raise TinkerError("session_id needs model_seq_id, and the other way round")
+        raise TinkerError("session_id and model_seq_id must be given together")
     if body.session_id is None:
         session_id, number = f"ses-{request_id}", 0
         session = SessionRecord(
