@@ -288,7 +288,7 @@ class TestOwnServer:
         """They would compete for the places."""
         plan = serving(house, max_loras=2).model_copy(update={"adapter": folder / "one"})
         async with opened(plan) as deployment:
-            with pytest.raises(ConfigurationError, match="compete"):
+            with pytest.raises(ConfigurationError, match="together"):
                 async with before(deployment, adapters=folder):
                     pass
 

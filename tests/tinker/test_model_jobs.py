@@ -72,7 +72,7 @@ async def test_a_copied_checkpoint_is_not_trained_under_its_own_name(tmp_path: P
     async with training_service(tmp_path) as service:
         await service.records.add_model(a_model(MODEL, trainable=False))
         answer = await service.answer(await service.create())
-        assert "is the copy of a checkpoint" in answer["error"]
+        assert "is a copy of a checkpoint" in answer["error"]
         assert answer["category"] == "user"
 
 

@@ -343,7 +343,7 @@ def test_a_server_of_ours(house: House):
         ):
             pytest.fail("the weights that were sent could not be brought back")
 
-    with pytest.raises(WeightsError, match="were sent to it, and are on no disk"):
+    with pytest.raises(WeightsError, match="were sent to it and are not"):
         asyncio.run(evaluate())
     assert house.run("weights", "info", "sent", "--json").report["digest"] == done.after.digest
     for name in ("plain", "sent"):

@@ -241,7 +241,7 @@ async def test_it_ends_during_a_proof(
         assert await _listed(deployment) == [str(other.folder)]
     done = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(one) for one in done] == [TinkerError] * 2
-    assert "removed while they were asked" in str(done[0])
+    assert "removed while they were in use" in str(done[0])
     assert ended == 2
 
 
