@@ -325,7 +325,8 @@ class HarnessTasks:
             resume=True,
         )
         began = time.monotonic()
-        self._context.notify(f"{task.name}: {name.harness} {one.environment.version} runs it")
+        harness = f"{name.harness} {one.environment.version}"
+        self._context.notify(f"{task.name}: {harness} runs it in {folder}")
         async with self._open_gateway(options) as gateway:
             results = await _while_it_answers(
                 gateway,
