@@ -91,6 +91,22 @@ async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: P
         ]
 
 
+async def test_unpublishing_ends_the_sampling_of_others(tmp_path: Path):
+    """At once, and not that of the owner."""
+    async with House(tmp_path).open() as running:
+        ada, bob = await running.client("ada").begin(), await running.client("bob").begin()
+        path = (await save(ada, await ada.create_model(), 1, path="one"))["path"]
+        records = running.stores.records
+        await records.set_public(path, user="ada", public=True)
+        hers, his = await ada.sampler(path=path), await bob.sampler(path=path)
+        wanted = [await expected(running, path)]
+        assert await ada.sample(hers, PROMPT) == await bob.sample(his, PROMPT) == wanted
+        await records.set_public(path, user="ada", public=False)
+        with pytest.raises(FailedError, match="is not yours"):
+            await bob.sample(his, PROMPT)
+        assert await ada.sample(hers, PROMPT) == wanted
+
+
 async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
     """Not only with its first sample."""
     house = House(tmp_path)
