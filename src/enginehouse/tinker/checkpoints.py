@@ -17,6 +17,7 @@ from typing import Final
 from enginehouse.core.errors import StoreError, TinkerError
 from enginehouse.store.private import make_private
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
+from enginehouse.tinker.free_space import is_scarce, kept_free
 from enginehouse.tinker.records.entries import CheckpointRecord, ModelRecord
 from enginehouse.tinker.records.records import Records
 
@@ -125,9 +126,11 @@ class CheckpointStore:
         """A place for a checkpoint; what is not committed is removed.
 
         `request_id` names the job, so that one that is run again can find what it saved. Raises
-        TinkerError if the path is taken and `overwrite` is False, and if the disk becomes full,
-        here or in the trainer.
+        TinkerError if the path is taken and `overwrite` is False, if too little of the disk is
+        free (see `kept_free`), and if it becomes full, here or in the trainer.
         """
+        if await asyncio.to_thread(is_scarce, self.root, "work"):
+            raise _disk_full(self.root)
         reservation = Reservation(self, path, request_id)
         if not overwrite:
             await self._require_free(path, request_id=request_id)
@@ -290,7 +293,8 @@ def _disk_full(folder: Path) -> TinkerError:
     usage = shutil.disk_usage(folder)
     return TinkerError(
         "the checkpoint was not saved: the service's disk is full",
-        why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}",
+        why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}, and "
+        f"{kept_free(folder, 'work') / 1e9:.3f} GB are kept free for the work of all users",
         fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or tell"
         " the operator of the service; the training run itself has lost nothing",
         category="server",
