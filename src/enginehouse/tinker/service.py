@@ -28,6 +28,7 @@ from enginehouse.tinker.heartbeats import Heartbeats
 from enginehouse.tinker.limits import Limits
 from enginehouse.tinker.names import Names
 from enginehouse.tinker.records.records import Records
+from enginehouse.tinker.repeats import Repeats
 from enginehouse.tinker.routes.accounts import account_routes
 from enginehouse.tinker.routes.checkpoints import checkpoint_routes
 from enginehouse.tinker.routes.client import client_routes
@@ -210,6 +211,7 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
     names = Names(base_model=rooms.base_model, records=stores.records, samplers=rooms.samplers)
     legacy = LegacySampler(names=names, desk=rooms.desk, engine=rooms.engine)
     models = Models(records=stores.records, futures=stores.futures)
+    repeats = Repeats()
     info = rooms.trainer.info
     capabilities = {
         "model_name": rooms.base_model,
@@ -236,19 +238,25 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
             describe=describe,
         ),
         training_routes(models, futures=stores.futures, queue=rooms.queue),
-        sampler_routes(rooms.sessions, samplers=rooms.samplers, base_model=rooms.base_model),
+        sampler_routes(
+            rooms.sessions,
+            samplers=rooms.samplers,
+            base_model=rooms.base_model,
+            repeats=repeats,
+        ),
         sampling_routes(
             futures=stores.futures,
             desk=rooms.desk,
             samplers=rooms.samplers,
             base_model=rooms.base_model,
             legacy=legacy,
+            repeats=repeats,
         ),
-        legacy_routes(legacy),
+        legacy_routes(legacy, repeats=repeats),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
         futures_routes(stores.futures),
         run_routes(stores.records),
-        checkpoint_routes(stores.checkpoints),
+        checkpoint_routes(stores.checkpoints, repeats=repeats),
         download_routes(stores.checkpoints, signer=stores.keys.signer),
         copy_routes(stores.checkpoints),
         session_list_routes(stores.records),

@@ -105,6 +105,18 @@ async def test_other_users(service: ManagementService, model: ModelRecord, metho
         assert (await nobody.request(method, path, json=body)).status_code == 401
 
 
+async def test_a_deletion_that_is_sent_again(service: ManagementService, model: ModelRecord):
+    """The reply was lost: the same key has the same answer, and another one has not."""
+    await service.save("0001", model=model)
+    async with service.client("ada") as ada:
+        url = f"{RUN}/weights/0001"
+        codes = [
+            (await ada.delete(url, headers={"X-Idempotency-Key": key})).status_code
+            for key in ("one", "one", "two", "two")
+        ]
+        assert codes == [204, 204, 404, 404]
+
+
 @pytest.mark.parametrize(
     "name", ["weights/..", "weights/%2e%2e", "weights/a%2Fb", "optimizer/0001", "weights/a%00b"]
 )

@@ -180,3 +180,18 @@ async def test_tinks_older_request(tmp_path: Path, route: str):
         with pytest.raises(RefusedError, match="unknown_adapter") as refused:
             await ada.post(route, {"model_id": "unknown_adapter", "prompts": ["a"]})
         assert refused.value.status == 404
+
+
+@pytest.mark.parametrize("route", ["sample", "asample"])
+async def test_an_older_request_that_is_sent_again(tmp_path: Path, route: str):
+    """It is sampled once, also while the first is in progress."""
+    async with House(tmp_path).open() as running:
+        ada, bob = await running.client().begin(), await running.client("bob").begin()
+        body = {"prompts": ["ab"], "sampling_params": {"max_tokens": 5}}
+        key = {"X-Idempotency-Key": "one"}
+        first, second = await asyncio.gather(*(ada.post(route, body, **key) for _ in range(2)))
+        assert first == second == await ada.post(route, body, **key)
+        assert running.service.status().sampled_tokens == 5
+        await bob.post(route, body, **key)
+        await ada.post(route, body)
+        assert running.service.status().sampled_tokens == 15

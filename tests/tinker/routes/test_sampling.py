@@ -287,7 +287,9 @@ async def test_clients_that_join_a_sampling_session_get_numbers_of_their_own(tmp
                 sampler = await ada.sampler()
             for _ in range(2):
                 body = {"sampling_session_id": sampler}
-                joined = await ada.post("join_sampling_session", body)
+                key = {"X-Idempotency-Key": str(len(numbers))}
+                joined = await ada.post("join_sampling_session", body, **key)
+                assert await ada.post("join_sampling_session", body, **key) == joined
                 numbers.append(joined["client_counter"])
     assert len(set(numbers)) == 4
     assert all(0 < number < 1_000_000_000 for number in numbers)
