@@ -44,6 +44,18 @@ async def test_pages(service: ManagementService, model: ModelRecord):
         assert "no projects" in _detail(other)
 
 
+async def test_routes_without_parameters_refuse_them(
+    service: ManagementService, model: ModelRecord
+):
+    """They would be ignored otherwise."""
+    await service.save("0001", model=model)
+    async with service.client("ada") as ada:
+        for url in (RUN, f"{RUN}/weights/0001/external_weights_urls"):
+            refused = await ada.get(url, params={"limit": "1"})
+            assert refused.status_code == 400
+            assert "limit" in _detail(refused)
+
+
 async def test_what_a_checkpoint_says(service: ManagementService, model: ModelRecord):
     """Every field that the SDK reads."""
     record = await service.save("0001", model=model, ttl_seconds=3600)

@@ -195,3 +195,22 @@ async def test_an_older_request_that_is_sent_again(tmp_path: Path, route: str):
         await bob.post(route, body, **key)
         await ada.post(route, body)
         assert running.service.status().sampled_tokens == 15
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_no_field_is_ignored(tmp_path: Path, path: str):
+    """What vLLM would pass over is refused by name; null is as good as left out."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        what = {"messages": [{"role": "user", "content": "ab"}]} if "chat" in path else {}
+        body = {"model": MODEL, "max_tokens": 2, **(what or {"prompt": "ab"})}
+        for field, said in (
+            ("max_tokes", "did you mean 'max_tokens'"),
+            ("guided_json", "guided_json"),
+            ("priority", "priority"),
+            ("prompt_embeds", "prompt_embeds"),
+        ):
+            with pytest.raises(RefusedError, match=said) as refused:
+                await ada.post(path, body | {field: 1})
+            assert refused.value.status == 400
+        assert await ada.post(path, body | {"min_p": 0.1, "priority": None})

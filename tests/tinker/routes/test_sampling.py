@@ -60,6 +60,8 @@ async def test_the_base_model_is_sampled_with_an_id_for_each_sequence(tmp_path: 
             "base_model": MODEL,
             "model_path": None,
         }
+        with pytest.raises(RefusedError, match="limit"):
+            await ada.get(f"/api/v1/samplers/{sampler}?limit=1")
 
 
 async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: Path):

@@ -12,10 +12,11 @@ from fastapi import APIRouter, Request
 from enginehouse.core.errors import TinkerError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
-from enginehouse.tinker.bodies import read_json
+from enginehouse.tinker.bodies import read_json, read_query
 from enginehouse.tinker.job_bodies import SeqId
 from enginehouse.tinker.records.entries import SamplingSessionRecord
 from enginehouse.tinker.repeats import Repeats
+from enginehouse.tinker.routes.listing import NoQuery
 from enginehouse.tinker.routes.models import require_base
 from enginehouse.tinker.routes.sessions import Sessions
 from enginehouse.tinker.sampler_weights import SamplerWeights
@@ -85,6 +86,7 @@ def sampler_routes(
 
     @router.get("/api/v1/samplers/{sampling_session_id}")
     async def sampler(sampling_session_id: str, request: Request) -> dict[str, Any]:
+        read_query(request, NoQuery)
         record = await samplers.sampler(sampling_session_id, user=current_user(request))
         return {
             "sampler_id": record.sampling_session_id,
