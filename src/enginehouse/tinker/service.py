@@ -183,6 +183,7 @@ def _make_rooms(
         records=stores.records,
         checkpoints=stores.checkpoints,
         limits=Limits(
+            sequence_tokens=config.max_model_len,
             rank=config.max_lora_rank,
             adapters=config.max_adapters,
             request_tokens=config.max_batch_tokens,
