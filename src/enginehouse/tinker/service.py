@@ -101,7 +101,7 @@ class Service:
         return ServiceStatus(
             base_model=rooms.base_model,
             uptime_seconds=time.monotonic() - self._began,
-            notices=self._notices,
+            notices=(*self._notices, *filter(None, [rooms.stores.checkpoints.warning])),
             queue=rooms.queue.status(),
             samples=rooms.desk.load(),
             sampling=rooms.engine.description,
