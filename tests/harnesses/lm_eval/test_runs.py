@@ -9,8 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from aiohttp import ClientSession
-from tests.support.command_line import House
+from tests.support.command_line import Finished, House
 from tests.support.lm_eval_tasks import write_tasks
 from tests.support.openai_endpoint import write_byte_tokenizer
 from tests.support.processes import command_of
@@ -26,6 +27,8 @@ from enginehouse.store.runs import list_runs
 from enginehouse.testing.fake_engine import running_fake_engine
 
 pytestmark = pytest.mark.engine
+
+Call = Callable[..., Finished]
 
 ITEMS = 60
 REQUESTS = ITEMS + 4 * ITEMS  # a sum is asked once, and each of four capitals is scored
@@ -91,6 +94,47 @@ async def test_the_engine_is_killed_twice(house: House, tasks: Path) -> None:
     sums = next(task for task in disturbed.tasks if task.task == "lm-eval:sums")
     assert sums.headline is not None
     assert sums.headline.value == pytest.approx(2 / 3)
+    house.nothing_left()
+
+
+def test_a_job_is_launched(house: House, tasks: Path, call: Call) -> None:
+    """The dry run says who asks the task; the job on this machine runs it as `eval` does."""
+    name, _, answers = house.answers(SUMS).partition("=")
+    model = write_byte_tokenizer(house.model())
+    parameters = {
+        "limit_samples": 6,
+        "parallelism": 4,
+        "extra": {"include_path": str(tasks.relative_to(house.work))},
+    }
+    values = {
+        "defaults": [{"execution": "local"}, {"deployment": "vllm"}, "_self_"],
+        "execution": {"output_dir": "jobs"},
+        "deployment": {
+            "checkpoint_path": str(model),
+            "tensor_parallel_size": 1,
+            "env_vars": {name: answers},
+        },
+        "evaluation": {
+            "tasks": [{"name": "lm-eval:mixed"}, {"name": "lm-evaluation-harness.letters"}],
+            "nemo_evaluator_config": {"config": {"params": parameters}},
+        },
+    }
+    file = str(house.write("launch.yaml", yaml.safe_dump(values, sort_keys=False)))
+    dry = call("launch", "run", "--config", file, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "the task mixed of lm-eval, which asks and scores it itself" in dry.out
+    assert "lm-eval:letters" in dry.out
+    launched = call("launch", "run", "--config", file, "--json")
+    assert launched.code == 0, launched.err
+    followed = call("launch", "logs", launched.report["id"], "--follow")
+    (record,) = call("launch", "status", launched.report["id"], "--json").report
+    assert record["status"]["state"] == "complete", followed.out
+    shown = call("show", str(Path(record["job"]["folder"]) / "run"), "--json")
+    assert shown.code == 0, shown.err
+    by_name = {task["task"]: task for task in shown.report["tasks"]}
+    assert {*by_name} == {f"lm-eval:{n}" for n in ("mixed", "sums", "capitals", "letters")}
+    assert by_name["lm-eval:sums"]["outcomes"]["correct"] == 4
+    assert by_name["lm-eval:letters"]["items"] == 6
     house.nothing_left()
 
 
