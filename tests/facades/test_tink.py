@@ -600,7 +600,7 @@ def test_the_prefix_cache_is_seen_to_be_reset(base: Path, monkeypatch: pytest.Mo
 
 
 def test_scores_of_named_tokens_are_asked_for_apart(url: str, monkeypatch: pytest.MonkeyPatch):
-    """vLLM spoils the scores of the most likely ones beside them, whoever asks."""
+    """Beside them, vLLM spoils the scores of the most likely ones, whoever asks."""
     layers: list[ServerLayers] = []
 
     def noting(*arguments: Any, shared: ServerLayers, **options: Any) -> HTTPSampler:
