@@ -18,7 +18,7 @@ from tests.support.processes import command_of
 
 import enginehouse
 from enginehouse.commands.evaluate import resume_evaluation
-from enginehouse.core.errors import HarnessError
+from enginehouse.core.errors import ConfigurationError, HarnessError
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.results.summary import Progress, Report
 from enginehouse.runtime.context import Context
@@ -95,6 +95,24 @@ async def test_the_engine_is_killed_twice(house: House, tasks: Path) -> None:
     assert sums.headline is not None
     assert sums.headline.value == pytest.approx(2 / 3)
     house.nothing_left()
+
+
+def test_its_tasks_are_searched(tasks: Path, call: Call) -> None:
+    """By words, in any case, with the user's own among them."""
+    found = call("tasks", "--harness", "lm-eval", "GSM8K", "openai/gsm8k")
+    assert found.code == 0, found.err
+    rows = [line.split() for line in found.out.splitlines()]
+    assert ["lm-eval:gsm8k", "generate", "openai/gsm8k", "main"] in rows
+    assert all("gsm8k" in name for name, *_ in rows[1:])
+    assert re.search(r"^\d+ of 1\d,\d{3} tasks$", found.err, re.MULTILINE)
+    own = call(
+        *("tasks", "--harness", "lm-eval", "mixed", "--include-path", str(tasks), "--json")
+    ).report
+    (mixed,) = (task for task in own if task["name"] == "lm-eval:mixed")
+    assert (mixed["kind"], mixed["parts"]) == ("group", ["sums", "capitals"])
+    none = call("tasks", "--harness", "lm-eval", "hellaswagg")
+    assert none.code == ConfigurationError.exit_code
+    assert "did you mean lm-eval:hellaswag?" in none.err
 
 
 def test_a_job_is_launched(house: House, tasks: Path, call: Call) -> None:
