@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from interleaved import FOLDER, HEAD, machine, paired_ratio, row, say
@@ -27,6 +27,7 @@ from enginehouse.store.layout import Layout
 from enginehouse.tinker.trainers.hf import prepare_trainer
 
 _USUAL = 128  # tokens: where bounds are asked for
+_PAYS = 1.1  # times as fast, at least, or computing users together is not worth it
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -67,6 +68,24 @@ def main(arguments: Sequence[str]) -> None:
         ratio = paired_ratio(ours[figure, length], theirs[figure, length])
         usual = bound if length == _USUAL else None
         print(row(name.format(length), ratio, at_least=usual))
+    print(_where_it_stops_paying(ours, theirs, asked.rounds))
+
+
+def _where_it_stops_paying(
+    ours: Mapping[tuple[str, int], list[float]],
+    theirs: Mapping[tuple[str, int], list[float]],
+    rounds: int,
+) -> str:
+    """A line of the table with the first length at which users together are hardly faster."""
+    lengths = sorted(length for figure, length in ours if figure == "batched")
+    slow = [
+        length
+        for length in lengths
+        if paired_ratio(ours["batched", length], theirs["batched", length]).value < _PAYS
+    ]
+    first = f"{slow[0]:,}" if slow else f"above {lengths[-1]:,}"
+    figure = f"sequences from which users together are less than {_PAYS:g} times as fast, tokens"
+    return f"| {figure} | {first} |  | {rounds} |  |  |"
 
 
 if __name__ == "__main__":
