@@ -259,18 +259,21 @@ class Reference:
 
 
 def compare_with_peft(
-    folder: Path, spec: LoraSpec, asked: LossRequest, *, steps: int = 2, adam: AdamStep = ADAM
+    folder: Path, spec: LoraSpec, *asked: LossRequest, steps: int = 2, adam: AdamStep = ADAM
 ) -> Engine:
-    """Losses, log-probabilities, gradients, and steps, from an adapter that was trained a bit."""
+    """Losses, log-probabilities, gradients, and steps, from an adapter that was trained a bit.
+
+    Each step is of all that is `asked`, one after the other, with an optim_step after each.
+    """
     engine = make_engine(folder)
     engine.create("ours", spec)
     train(engine, "ours", steps=1, adam=adam)
     engine.save("ours", saved := new_folder(), state=False)
     engine.load("ours", saved, optimizer=False, gradients=False)
     reference = Reference(folder, saved, adam=adam)
-    for _ in range(steps):
-        (result,) = compute(engine, asked)
-        logprobs, total = reference.compute(asked)
+    for one in asked * steps:
+        (result,) = compute(engine, one)
+        logprobs, total = reference.compute(one)
         assert_close(result.metrics["loss:sum"], total)
         for ours, theirs in zip(result.outputs, logprobs, strict=True):
             assert ours["logprobs"].dtype == np.float32
