@@ -139,6 +139,19 @@ def the_default_step_is_torchs():
             assert moved <= 1e-3 * adam.learning_rate, (step, name, moved)
 
 
+def the_norm_of_many_gradients_is_exact():
+    """A single float32 sum over as many squares would be wrong in its fourth digit."""
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
+    adapter = engine._adapters["ours"]
+    adapter.weights = torch.zeros(4_000_000)
+    torch.manual_seed(0)
+    adapter.gradient = torch.randn(4_000_000) ** 3
+    expected = float(torch.linalg.vector_norm(adapter.gradient.double()))
+    norm = engine.optim_step("ours", ADAM)["grad_norm:mean"]
+    assert abs(norm - expected) <= 1e-5 * expected, (norm, expected)
+
+
 def chunks_of_one_request_add_up():
     """Two requests of one adapter, in one call or in two, are as one request with all data."""
     engine = make_engine()
@@ -253,6 +266,7 @@ if __name__ == "__main__":
         every_flag_chooses_its_modules,
         a_mixed_batch_equals_each_alone,
         the_default_step_is_torchs,
+        the_norm_of_many_gradients_is_exact,
         chunks_of_one_request_add_up,
         a_forward_pass_leaves_no_gradients,
         the_same_seed_makes_the_same_adapter,
