@@ -33,12 +33,12 @@ _PAYS = 1.1  # times as fast, at least, or computing users together is not worth
 def main(arguments: Sequence[str]) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=Path(__file__).name)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--dtype", default="float32", help="of the base model")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 256, 512])
     asked = parser.parse_args(arguments)
-    print(machine())
+    say(machine())
     context = Context(layout=Layout.from_environment(), notify=say)
     program = asyncio.run(prepare_trainer("smollm2", context=context))
     command = [program.command.argv[0], str(FOLDER / "trainer_rounds.py"), str(PAYLOADS)]
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> None:
             theirs[key].append(tokens / measured["theirs"])
     if process.returncode:
         sys.exit(f"trainer_rounds.py ended with {process.returncode}")
-    print(f"\n{asked.dtype}, {asked.threads} threads\n\n{HEAD}")
+    say(f"{asked.dtype}, {asked.threads} threads")
+    print(HEAD)
     names = {
         "bare": ("ours / bare PEFT loop, 4 sequences of {} tokens", 0.95),
         "batched": ("four users together / in sequence, {} tokens each", 1.5),

@@ -12,7 +12,7 @@ from tests.support.tinker_service import TinkerService
 
 
 def math_rl(
-    service: TinkerService, folder: Path, *, steps: int, lora_rank: int | None = 8
+    service: TinkerService, folder: Path, *, steps: int, learning_rate: float = 1e-4
 ) -> list[dict[str, Any]]:
     """`math_rl.train env=arithmetic`, from a checkpoint that was taught its form; each step's row.
 
@@ -31,7 +31,6 @@ def math_rl(
         batch_size=8,
         learning_rate=1e-3,
         save_every=0,
-        lora_rank=lora_rank,
     )
     metrics = run_recipe(
         service,
@@ -41,12 +40,11 @@ def math_rl(
         env="arithmetic",
         group_size=4,
         groups_per_batch=8,
-        learning_rate=1e-4,
+        learning_rate=learning_rate,
         max_tokens=8,
         max_steps=steps,
         eval_every=0,
         save_every=0,
-        lora_rank=lora_rank,
     )
     return [row for row in metrics if "env/all/format" in row]
 
@@ -71,14 +69,10 @@ def conversations(
 def run_recipe(
     service: TinkerService, name: str, log: Path, **settings: object
 ) -> list[dict[str, Any]]:
-    """Run a recipe, output layer included as by default; the rows of its metrics.
-
-    Of rank 8, unless its own default is asked for with None.
-    """
-    if (rank := settings.pop("lora_rank", 8)) is not None:
-        settings["lora_rank"] = rank
+    """Run a recipe, output layer included as by default; the rows of its metrics."""
     settings |= {
         "model_name": service.model,
+        "lora_rank": 8,
         "renderer_name": "role_colon",
         "log_path": log,
         "behavior_if_log_dir_exists": "delete",

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tests.support.command_line import House
-from tests.support.tinker_recipes import math_rl
 from tests.support.tinker_service import LIMITS, TinkerService
 
 from enginehouse.provisioning.models import ResolvedModel
@@ -57,17 +55,3 @@ def test_at_a_temperature_log_probabilities_are_those_sampled_from(start: Start)
     assert warm["tokens"] == 96
     assert warm["scaled"] <= 1e-3
     assert warm["raw"] > 0.1
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_math_rl_learns(start: Start, tmp_path: Path):
-    """With the SDK's own rank, for long enough that its rewards rise."""
-    service = start(
-        *("--sampler", "vllm", "--dtype", "float32"),
-        *("--max-model-len", "1024", "--max-lora-rank", "32", "--max-loras", "2"),
-    )
-    steps = math_rl(service, tmp_path, steps=18, lora_rank=None)
-    rewards = [row["env/all/reward/total"] for row in steps]
-    assert np.mean(rewards[-6:]) > np.mean(rewards[:6]) + 0.02, rewards
-    assert all(abs(row["optim/kl_sample_train_v1"]) <= 1e-3 for row in steps)
