@@ -104,7 +104,7 @@ async def test_unpublishing_ends_the_sampling_of_others(tmp_path: Path):
         wanted = [await expected(running, path)]
         assert await ada.sample(hers, PROMPT) == await bob.sample(his, PROMPT) == wanted
         await records.set_public(path, user="ada", public=False)
-        with pytest.raises(FailedError, match="is not yours"):
+        with pytest.raises(FailedError, match="belongs to another user"):
             await bob.sample(his, PROMPT)
         assert await ada.sample(hers, PROMPT) == wanted
 
