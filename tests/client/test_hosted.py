@@ -132,7 +132,7 @@ async def test_a_longer_wait_than_we_have_patience_for_is_an_error_at_once():
         with pytest.raises(RateLimitedError) as caught:
             await sampler.sample(HELLO)
         assert caught.value.retry_after == 86400
-        with pytest.raises(RateLimitedError, match="used up for another 86,"):
+        with pytest.raises(RateLimitedError, match="another 86,"):
             await sampler.sample(HELLO)
         assert len(vendor.requests) == 1
 
@@ -229,7 +229,7 @@ async def test_a_stream_that_ends_early_is_not_taken_for_the_whole():
         running_fake_vendor(FakeAnthropic(plan=plan)) as vendor,
         sampler_of(AnthropicEngine(), vendor) as sampler,
     ):
-        with pytest.raises(MalformedResponseError, match="before it was complete"):
+        with pytest.raises(MalformedResponseError, match="complete"):
             [delta async for delta in sampler.stream(HELLO)]
 
 

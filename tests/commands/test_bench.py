@@ -105,7 +105,7 @@ async def test_failed_requests_are_shown_and_not_dropped(bench):
     assert load.failures["ServerFaultError"].count == 2
     assert "told to refuse" in load.failures["ServerFaultError"].example
     assert load.output_tokens == load.server.output_tokens == 8 * 8
-    with pytest.raises(WireError, match="2 of 10 requests failed at concurrency 1"):
+    with pytest.raises(WireError, match=r"2 of 10 .*concurrency 1"):
         require_answers(found, max_failed=0.19)
     require_answers(found, max_failed=0.2)
 
@@ -166,7 +166,7 @@ async def test_the_model_and_the_key(bench, monkeypatch):
         found = await bench("two", url=engine.url)
         assert found.model == "two"
         assert "the-k3y" not in repr(found)
-        with pytest.raises(ConfigurationError, match="does not serve 'three'"):
+        with pytest.raises(ConfigurationError, match="'three'"):
             await bench("three", url=engine.url)
 
 

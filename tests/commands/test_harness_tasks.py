@@ -252,10 +252,10 @@ async def test_a_part_is_not_asked_twice_after_its_group_has_failed(house: House
 async def test_other_settings_of_a_part_are_refused(house: House):
     """One name cannot stand for two results."""
     short = {"name": "fake:sums", "limit": 3}
-    with pytest.raises(ConfigurationError, match="both ask fake:sums, in different ways") as error:
+    with pytest.raises(ConfigurationError, match="fake:sums") as error:
         await evaluate(house, "fake:both", short)
     assert error.value.why == "the settings differ: limit"
-    with pytest.raises(ConfigurationError, match="in different ways") as error:
+    with pytest.raises(ConfigurationError, match="fake:sums") as error:
         await evaluate(house, "fake:brief", "fake:sums")
     assert error.value.why == "a group has settings of its own for fake:sums"
     assert list_runs(Layout.from_environment()) == []
@@ -408,7 +408,7 @@ async def test_choices_on_an_engine_without_log_probabilities(
     house: House, task: str, why: str | None
 ):
     """They are refused before anything starts, also where only a part of a group has them."""
-    with pytest.raises(HarnessError, match=f"fake:{task} needs log-probabilities") as raised:
+    with pytest.raises(HarnessError, match=f"fake:{task} ") as raised:
         await evaluate(house, f"fake:{task}", engine="sglang")
     assert (raised.value.kind, raised.value.why) == ("needs_logprobs", why)
     assert list_runs(Layout.from_environment()) == []

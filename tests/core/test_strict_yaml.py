@@ -57,7 +57,7 @@ def test_a_key_that_stands_twice(text: str, line: int):
 def test_aliases_that_multiply(merge: str):
     """Nine to the thirtieth values from thirty lines: refused at once, before they are made."""
     began = time.monotonic()
-    with pytest.raises(yaml.YAMLError, match="too many values"):
+    with pytest.raises(yaml.YAMLError, match="too many"):
         load_yaml(_bomb(merge))
     assert time.monotonic() - began < 5
     assert load_yaml(_bomb(merge, levels=3))

@@ -336,7 +336,7 @@ def test_another_configuration_is_another_connection(url: str, tmp_path: Path) -
     tink.register_lora_adapter("mine", str(write_adapter(tmp_path / "a")))
     tink.initialize_vllm_client(tink.VLLMConfig(base_url=url, enable_lora=False))
     assert tink.list_lora_adapters() == []
-    with pytest.raises(ConfigurationError, match="enable_lora is off"):
+    with pytest.raises(ConfigurationError, match="enable_lora"):
         tink.register_lora_adapter("mine", str(tmp_path / "a"))
 
 
@@ -391,7 +391,7 @@ def test_a_wrong_configuration_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_server_that_is_not_there_is_waited_for_and_then_an_error() -> None:
     """For as long as the configuration says; of the class that Tink's documents name."""
     begun = time.monotonic()
-    with pytest.raises(ConnectionError, match="can't be reached at http") as caught:
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9") as caught:
         tink.initialize_vllm_client({"base_url": "http://127.0.0.1:9", "timeout": 0.7})
     assert isinstance(caught.value, tink.UnreachableError)
     assert "enginehouse serve MODEL --enable-lora" in str(caught.value)
@@ -511,11 +511,11 @@ def test_the_client_s_rank_and_the_server_s(
 ) -> None:
     """Each is named where it is the one that is in the way."""
     folder = str(write_adapter(tmp_path / "a", rank=128))
-    with pytest.raises(tink.NoAdapterError, match="this client was told to take 64") as caught:
+    with pytest.raises(tink.NoAdapterError, match="64") as caught:
         tink.register_lora_adapter("a", folder)
     assert "VLLM_MAX_LORA_RANK=128" in caught.value.fix
     tink.initialize_vllm_client({"base_url": url, "max_lora_rank": 128})
-    with pytest.raises(AdapterError, match="refused the adapter a") as refused:
+    with pytest.raises(AdapterError, match="refused") as refused:
         tink.register_lora_adapter("a", folder)
     assert "greater than max_lora_rank 16" in refused.value.why
     with fake("--max-lora-rank", "128", model=str(base)) as engine:
@@ -548,7 +548,7 @@ def test_a_model_that_does_not_fit_leaves_everything_as_it_was(
         before = text()
         with pytest.raises(ModelError, match="different architecture"):
             tink.update_model_weights(Model(base, seed=1, rope_theta=5))
-        with pytest.raises(ModelError, match="cannot be saved as a checkpoint"):
+        with pytest.raises(ModelError, match="saved"):
             tink.update_model_weights(object())
         short = Model(base, seed=1)
         short.values.popitem()
@@ -564,13 +564,13 @@ def test_a_server_whose_weights_cannot_be_updated_is_told_before_anything_is_sav
     """One that has no folder here, and one without development endpoints."""
     with fake(model="org/tiny") as engine:
         tink.initialize_vllm_client({"base_url": engine.url})
-        with pytest.raises(WeightsError, match="is not on this machine"):
+        with pytest.raises(WeightsError, match="this machine"):
             tink.init_communicator()
     with fake(model=str(base), env={"VLLM_SERVER_DEV_MODE": "0"}) as engine:
         tink.initialize_vllm_client({"base_url": engine.url})
-        with pytest.raises(WeightsError, match="no development endpoints"):
+        with pytest.raises(WeightsError, match="development endpoints"):
             tink.init_communicator()
-        with pytest.raises(WeightsError, match="no development endpoints"):
+        with pytest.raises(WeightsError, match="development endpoints"):
             tink.update_model_weights(Model(base, seed=1))
         with pytest.raises(UnsupportedError, match="no /reset_prefix_cache"):
             tink.reset_prefix_cache()
@@ -589,7 +589,7 @@ def test_the_prefix_cache_is_seen_to_be_reset(base: Path, monkeypatch: pytest.Mo
                 r"num_requests_running\{.*\} 0\.0", m
             ):
                 assert time.monotonic() < until
-            with pytest.raises(WeightsError, match="did not reset its prefix cache"):
+            with pytest.raises(WeightsError, match="prefix cache"):
                 tink.reset_prefix_cache()
             job.result(30)
         tink.reset_prefix_cache()

@@ -332,7 +332,7 @@ async def test_a_restarted_foreign_server(house: House, folder, tmp_path):
 
 async def test_a_folder_that_is_none(engine, tmp_path):
     """It is said at the start."""
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="nowhere"):
         async with at(engine, adapters=tmp_path / "nowhere"):
             pass
 

@@ -199,7 +199,7 @@ async def test_two_gateways_do_not_share_a_journal(engine, tmp_path):
     """The second does not start; the first goes on."""
     async with at(engine, record=tmp_path, replay=True) as client:
         answer = await client.ask(GREEDY)
-        with pytest.raises(StoreError, match="is being recorded into by process"):
+        with pytest.raises(StoreError, match="recorded"):
             async with at(engine, record=tmp_path):
                 pass
         assert await client.ask(GREEDY) == answer

@@ -96,7 +96,7 @@ async def test_one_that_crashes_names_its_exit_and_its_last_line(trial):
 
 async def test_one_that_is_killed_names_the_signal(trial):
     """As after an out-of-memory kill."""
-    with pytest.raises(HarnessError, match="ended with signal SIGKILL") as raised:
+    with pytest.raises(HarnessError, match="SIGKILL") as raised:
         await trial.run("os.kill(os.getpid(), 9)\n")
     assert raised.value.kind == "ended"
 

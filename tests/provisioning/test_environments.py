@@ -142,7 +142,7 @@ async def test_a_file_that_is_not_the_pinned_one_is_refused(
         right, installation=VLLM, context=Context(layout=layout, notify=notes.append)
     )
     changed = msgspec.structs.replace(plan, requirements=text.replace(digest, "0" * 64))
-    with pytest.raises(ProvisioningError, match="do not install it") as caught:
+    with pytest.raises(ProvisioningError, match="not install") as caught:
         await ensure_environment(
             changed, installation=VLLM, context=Context(layout=layout, notify=notes.append)
         )
@@ -172,7 +172,7 @@ async def test_an_engine_of_another_version(
 ):
     """The version that the engine itself states must be the planned one."""
     wanted = msgspec.structs.replace(plan, version="0.31.0")
-    with pytest.raises(ProvisioningError, match=r"version is 0\.32\.0, not 0\.31\.0"):
+    with pytest.raises(ProvisioningError, match=r"0\.32\.0.* 0\.31\.0"):
         await ensure_environment(
             wanted, installation=VLLM, context=Context(layout=layout, notify=notes.append)
         )

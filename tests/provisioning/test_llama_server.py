@@ -147,7 +147,7 @@ async def test_a_build_for_something_else_is_refused(
     """A wheel that uv kept from another build would be found by its name."""
     monkeypatch.setattr(LlamaServer, "require_build_tools", lambda *_, **__: None)
     plan = msgspec.structs.replace(llama_plan, variant="cuda")
-    with pytest.raises(ProvisioningError, match="built for cpu, not cuda"):
+    with pytest.raises(ProvisioningError, match=r"cpu.* cuda"):
         await ensure_environment(
             plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
         )
@@ -316,5 +316,5 @@ async def test_what_does_not_run_is_quoted(
 
 async def test_a_path_without_one_says_so(layout: Layout, notes: list[str], tmp_path: Path):
     """Not that there is no Python."""
-    with pytest.raises(ProvisioningError, match="no llama-server at"):
+    with pytest.raises(ProvisioningError, match="llama-server"):
         await find(layout, notes, python=tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -239,7 +240,7 @@ async def test_a_release_whose_requirements_are_missing_is_refused(
 @pytest.mark.parametrize("version", ["../../secrets", "newest", "1.x"])
 async def test_what_is_not_a_version_is_refused(version: str, layout: Layout, notes: list[str]):
     """No path and no option of uv's reaches it."""
-    with pytest.raises(ConfigurationError, match="not a version"):
+    with pytest.raises(ConfigurationError, match=re.escape(version)):
         await find_plan(
             VLLM,
             version=version,
@@ -257,7 +258,7 @@ async def test_other_engines(layout: Layout, notes: list[str]):
             variant="cpu",
             context=Context(layout=layout, notify=notes.append),
         )
-    with pytest.raises(ConfigurationError, match="sglang is provisioned for CUDA only"):
+    with pytest.raises(ConfigurationError, match=r"sglang.* CUDA"):
         await find_plan(
             SGLANG,
             version="latest",
@@ -269,7 +270,7 @@ async def test_other_engines(layout: Layout, notes: list[str]):
 def test_what_is_neither_pinned_nor_installed_asks_no_registry(layout: Layout, uv: FakeUv):
     """`doctor` says how to get it instead."""
     uv.program.unlink()
-    with pytest.raises(ConfigurationError, match="neither pinned nor installed") as caught:
+    with pytest.raises(ConfigurationError, match=r"0\.7\.3") as caught:
         known_plan(VLLM, version="0.7.3", variant="cpu", layout=layout)
     assert "install vllm --version 0.7.3" in str(caught.value.fix)
     assert known_plan(VLLM, version=None, variant="cpu", layout=layout).version == "0.32.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -34,7 +35,7 @@ async def test_two_services_cannot_have_the_same_home(tmp_path: Path):
     """The second is refused before it touches anything; after the first, it may."""
     house = House(tmp_path)
     async with house.open():
-        with pytest.raises(ConfigurationError, match="another Tinker service uses"):
+        with pytest.raises(ConfigurationError, match="another Tinker"):
             async with House(tmp_path, keys=house.keys).open():
                 pass
     async with house.open():
@@ -161,7 +162,7 @@ async def test_a_home_has_adapters_of_one_base_model(tmp_path: Path):
     for _ in range(2):
         async with house.open():
             pass
-    with pytest.raises(ConfigurationError, match=f"has adapters of {MODEL}, not of org/other"):
+    with pytest.raises(ConfigurationError, match=f"{MODEL}.* org/other"):
         async with open_stores(other, Context()):
             pass
 
@@ -171,7 +172,7 @@ async def test_a_home_that_is_a_file_is_refused_with_what_to_do(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("")
     house = House(file, keys={"ada": "tml-x"})
-    with pytest.raises(StoreError, match="cannot use the folder"):
+    with pytest.raises(StoreError, match=re.escape(str(file))):
         async with house.open():
             pass
 

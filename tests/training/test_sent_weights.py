@@ -145,7 +145,7 @@ async def test_killed_in_the_middle(served, layout, path):
         transfer = asyncio.create_task(ready.weights.receive("step-1", sending(1)))
         await asyncio.sleep(0)
         meanwhile = asyncio.create_task(ask(ready))
-        with pytest.raises(WeightsError, match="started again with the old ones") as caught:
+        with pytest.raises(WeightsError, match="started again") as caught:
             await transfer
         assert not caught.value.restored
         for answer in (await meanwhile, await ask(ready)):
@@ -159,7 +159,7 @@ async def test_a_part_that_fails_is_taken_back(served, layout, tmp_path):
     """Nothing of what came before it is left in the weights that were on the disk."""
     async with opened(served(), layout=layout) as ready:
         old = await ask(ready)
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             await ready.weights.receive("bad", sending(1, last={"no": "names"}))
         assert caught.value.restored
         assert "the transfer: the server answered 500: Invalid update_info" in caught.value.why
@@ -209,7 +209,7 @@ async def test_what_is_not_touched_goes_on_answering(served, layout):
         sent = await ask(ready)
         under_way = asyncio.create_task(ask(ready, tokens=100))
         await until(lambda: ready.sampler.in_flight)
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             await ready.weights.receive("step-2", sending(2), deadline=0.2)
         assert caught.value.restored
         answer = await ask(ready)
@@ -235,7 +235,7 @@ async def test_a_server_that_cannot_go_on_is_started_again(served, layout):
     hang = {"fault": "hang", "path": "/(update_weights|collective_rpc)", "nth": [1, 2, 3]}
     async with opened(served(hang), layout=layout) as ready:
         old, pid = await ask(ready), ready.server.pid
-        with pytest.raises(WeightsError, match="started again with the old ones") as caught:
+        with pytest.raises(WeightsError, match="started again") as caught:
             await ready.weights.receive("step-1", sending(1), deadline=0.5)
         assert caught.value.why == "the transfer: not done within 0.5 s"
         answer = await ask(ready)

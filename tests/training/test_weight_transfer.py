@@ -150,7 +150,7 @@ def test_a_sender_that_raises(serve: Serve):
         sender = WeightSender(server.url)
         trainer = Trainer(sender)
         trainer.fault = RuntimeError("NCCL error: unhandled system error")
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1")
         assert (caught.value.kind, caught.value.restored) == ("sender", True)
         assert "RuntimeError: NCCL error: unhandled system error" in caught.value.why
@@ -173,7 +173,7 @@ def test_a_sender_that_hangs(serve: Serve):
         assert (caught.value.kind, caught.value.restored) == ("deadline", True)
         assert caught.value.why == "the transfer: not done within 0.7 s"
         assert server.answer() == first
-        with pytest.raises(WeightsError, match="an earlier transfer still hangs"):
+        with pytest.raises(WeightsError, match="earlier transfer"):
             sender.send(trainer.send_weights, name="step-2")
         trainer.freed.set()
         trainer.threads[0].join(10)
@@ -211,7 +211,7 @@ def test_a_server_that_fails_while_the_sender_waits_for_it(serve: Serve):
         trainer = Trainer(sender)
         trainer.freed.clear()
         trainer.info = {"no": "names"}
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1", deadline=20)
         assert "Invalid update_info" in caught.value.why
         trainer.freed.set()
@@ -225,7 +225,7 @@ def test_a_server_that_hangs_in_the_update(serve: Serve):
         first = server.answer()
         sender = WeightSender(server.url)
         trainer = Trainer(sender)
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1", deadline=0.7)
         assert caught.value.kind == "deadline"
         trainer.threads[0].join(10)
@@ -288,7 +288,7 @@ def test_handles_of_gpu_memory(serve: Serve):
         sender = WeightSender(server.url)
         trainer = Trainer(sender)
         trainer.info |= {"ipc_handles": handles}
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1")
         assert "--env VLLM_ALLOW_INSECURE_SERIALIZATION=1" in caught.value.fix
     with serve(env={"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}) as server:
@@ -303,7 +303,7 @@ def test_a_handshake_that_hangs(serve: Serve):
     hang = {"fault": "hang", "path": "/init_weight_transfer_engine"}
     with serve(faults=[hang]) as server:
         sender = WeightSender(server.url, deadline=0.5)
-        with pytest.raises(WeightsError, match=r"did not meet within 0\.5 s") as caught:
+        with pytest.raises(WeightsError, match=r"0\.5 s") as caught:
             Trainer(sender)
         assert caught.value.kind == "deadline"
 
@@ -323,7 +323,7 @@ def test_a_server_of_ours(house: House):
     sent = (*swaps, "--extra-args", "--weight-transfer-config ipc")
     for name, flags in (("plain", swaps), ("sent", sent)):
         assert house.run("serve", str(own), "--detach", "--name", name, *flags).code == 0
-    with pytest.raises(WeightsError, match="not started to be sent weights") as caught:
+    with pytest.raises(WeightsError, match="sent weights") as caught:
         WeightSender("plain")
     assert caught.value.why == "its command line has no --weight-transfer-config"
     sender = WeightSender("sent")
@@ -343,7 +343,7 @@ def test_a_server_of_ours(house: House):
         ):
             pytest.fail("the weights that were sent could not be brought back")
 
-    with pytest.raises(WeightsError, match="were sent to it, and are on no disk"):
+    with pytest.raises(WeightsError, match="no disk"):
         asyncio.run(evaluate())
     assert house.run("weights", "info", "sent", "--json").report["digest"] == done.after.digest
     for name in ("plain", "sent"):
@@ -352,7 +352,7 @@ def test_a_server_of_ours(house: House):
 
 def test_no_such_server():
     """Said when it is named."""
-    with pytest.raises(UnknownNameError, match="no server called 'nobody'"):
+    with pytest.raises(UnknownNameError, match="'nobody'"):
         WeightSender("nobody")
 
 

@@ -43,7 +43,7 @@ async def test_a_newer_layout_is_refused(database_url: str):
     engine = _plain(database_url)
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '999'"))
-    with pytest.raises(StoreError, match="newer version of Enginehouse") as refused:
+    with pytest.raises(StoreError, match="newer") as refused:
         await Records.open(database_url)
     assert "999" in str(refused.value)
     assert "upgrade Enginehouse" in str(refused.value)
@@ -160,9 +160,7 @@ async def test_a_database_that_fails_later(tmp_path: Path):
     records = await Records.open(sqlite_url(tmp_path / "records.sqlite"))
     with closing(sqlite3.connect(tmp_path / "records.sqlite")) as other:
         other.execute("DROP TABLE tinker_models")
-    with pytest.raises(
-        StoreError, match=r"records\.sqlite cannot be(.|\n)*no such table"
-    ) as failed:
+    with pytest.raises(StoreError, match=r"records\.sqlite(.|\n)*no such table") as failed:
         await records.add_model(a_model(user_metadata={"secret": "hunter2"}))
     assert "hunter2" not in _chain(failed.value)
     await records.close()

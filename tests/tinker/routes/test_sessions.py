@@ -38,7 +38,7 @@ async def test_there_is_only_one_project(tmp_path: Path):
     """A session in another one is refused, not made somewhere else."""
     async with House(tmp_path).open() as running:
         ada = running.client()
-        with pytest.raises(RefusedError, match="there is no project research") as refused:
+        with pytest.raises(RefusedError, match="project research") as refused:
             await ada.post("create_session", {"project_id": "research"})
         assert refused.value.status == 404
         await ada.post("create_session", {"project_id": "default"})

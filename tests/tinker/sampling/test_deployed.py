@@ -247,7 +247,7 @@ async def test_a_folder_that_is_no_adapter(house: House, tmp_path: Path):
     """An error that says what is missing."""
     (tmp_path / "empty").mkdir()
     async with _sampling(house) as (_, engine):
-        with pytest.raises(TinkerError, match="is not a PEFT adapter"):
+        with pytest.raises(TinkerError, match="PEFT"):
             await engine.prepare(Weights(key="empty", folder=tmp_path / "empty"))
 
 

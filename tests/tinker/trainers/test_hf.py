@@ -122,7 +122,7 @@ async def test_hang_is_ended(started, tmp_path):
     subject = subject_of(trainer, tmp_path)
     model = await subject.model()
     pid = trainer.pid
-    with pytest.raises(ServerGoneError, match="hangs: it has not computed anything"):
+    with pytest.raises(ServerGoneError, match=r"hangs.* computed"):
         await subject.compute(model, loss="dro")
     assert identify(pid) is None
     await trainer.start()
@@ -136,7 +136,7 @@ async def test_a_removed_log_is_not_needed(started, tmp_path):
     subject = subject_of(trainer, tmp_path)
     model = await subject.model()
     trainer.log.unlink()
-    with pytest.raises(ServerGoneError, match="hangs: it has not computed anything"):
+    with pytest.raises(ServerGoneError, match=r"hangs.* computed"):
         await subject.compute(model, loss="dro")
     await trainer.start()
 
@@ -147,7 +147,7 @@ async def test_a_call_has_a_limit(started, tmp_path):
     await trainer.start()
     subject = subject_of(trainer, tmp_path)
     model = await subject.model()
-    with pytest.raises(ServerGoneError, match=r"hangs: it has not answered for 0\.3 s"):
+    with pytest.raises(ServerGoneError, match=r"hangs.* 0\.3 s"):
         await subject.compute(model, loss="dro")
 
 
@@ -170,7 +170,7 @@ async def test_cancelled_callers_leave_order(started, tmp_path):
 async def test_failed_start_is_explained(started):
     """With the cause from the log; a later start may succeed."""
     trainer = started("fail")
-    with pytest.raises(StartError, match="did not start: the trainer ended with exit code 1") as e:
+    with pytest.raises(StartError, match="exit code 1") as e:
         await trainer.start()
     assert e.value.kind == "host_memory"
     assert trainer.pid is None
@@ -211,7 +211,7 @@ async def test_missing_program_is_refused(started):
     trainer = started()
     command = Command(argv=("/no/such/python",), env={})
     trainer.program = TrainerProgram(command=command, model=MODEL, variant="cpu")
-    with pytest.raises(StartError, match="cannot run /no/such/python"):
+    with pytest.raises(StartError, match="/no/such/python"):
         await trainer.start()
 
 
