@@ -15,7 +15,8 @@ from tests.support.tinker_records import (
 )
 
 from enginehouse.core.errors import TinkerError
-from enginehouse.tinker.records import last_uses
+from enginehouse.tinker.records.database import Database
+from enginehouse.tinker.records.last_uses import LastUses
 from enginehouse.tinker.records.records import Records
 
 
@@ -316,17 +317,16 @@ async def test_last_uses(records: Records, database_url: str):
         await again.close()
 
 
-async def test_last_uses_are_written_meanwhile(
-    records: Records, database_url: str, monkeypatch: pytest.MonkeyPatch
-):
+async def test_last_uses_are_written_meanwhile(records: Records, database_url: str):
     """So that a killed service loses little of them."""
-    monkeypatch.setattr(last_uses, "INTERVAL", 0.0)
-    writing = await Records.open(database_url)
-    await writing.add_model(a_model())
-    writing.touch("ses-1:train:0")
+    writing = await Database.open(database_url)
+    last_uses = LastUses(writing, interval=0.0)
+    await records.add_model(a_model())
+    last_uses.note_model("ses-1:train:0")
     async with asyncio.timeout(20):
         while (await records.model("ses-1:train:0", user="ada")).last_request == START:
             pass
+    await last_uses.close()
     await writing.close()
 
 

@@ -22,7 +22,6 @@ from tests.support.tinker_client import (
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.testing.fake_sampling import FakeSampling
-from enginehouse.tinker import service
 from enginehouse.tinker.sampling.base import TokenPrompt, Weights
 
 PROMPT = [65, 66, 67]
@@ -62,6 +61,7 @@ async def test_the_base_model_is_sampled_with_an_id_for_each_sequence(tmp_path: 
         }
 
 
+@pytest.mark.slow
 async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: Path):
     """Also a snapshot that was made before a newer save, and across a restart."""
     house = House(tmp_path)
@@ -102,11 +102,10 @@ async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
         await until(lambda: house.engine.loads == [saved.folder])
 
 
-async def test_the_engine_forgets_a_checkpoint_that_was_deleted(tmp_path: Path, monkeypatch):
+async def test_the_engine_forgets_a_checkpoint_that_was_deleted(tmp_path: Path):
     """So that it cannot answer for it after a restart."""
-    monkeypatch.setattr(service, "_TIDY_INTERVAL", 0.02)
     house = House(tmp_path)
-    async with house.open() as running:
+    async with house.open(tidy_interval=0.02) as running:
         ada = await running.client().begin()
         model = await ada.create_model()
         path = (await save(ada, model, 1, path="one"))["path"]
@@ -227,11 +226,10 @@ async def test_a_cancelled_sample_makes_room(tmp_path: Path):
             await ada.result(first["request_id"])
 
 
-async def test_samples_of_a_silent_session_are_cancelled(tmp_path: Path, monkeypatch):
+async def test_samples_of_a_silent_session_are_cancelled(tmp_path: Path):
     """Those of a session that is heard of go on."""
-    monkeypatch.setattr(service, "_TIDY_INTERVAL", 0.02)
     house = House(tmp_path)
-    async with house.open() as running:
+    async with house.open(tidy_interval=0.02) as running:
         silent, heard = [await running.client(user).begin() for user in ("ada", "bob")]
         samplers = [await silent.sampler(), await heard.sampler()]
         house.engine.running.clear()
@@ -245,6 +243,7 @@ async def test_samples_of_a_silent_session_are_cancelled(tmp_path: Path, monkeyp
         await heard.result(kept["request_id"])
 
 
+@pytest.mark.slow
 async def test_what_was_accepted_is_answered_after_a_restart(tmp_path: Path):
     """By the next service with the same home."""
     house = House(tmp_path)
@@ -259,6 +258,7 @@ async def test_what_was_accepted_is_answered_after_a_restart(tmp_path: Path):
         assert tokens_of(payload) == [await expected(running, None)]
 
 
+@pytest.mark.slow
 async def test_clients_that_join_a_sampling_session_get_numbers_of_their_own(tmp_path: Path):
     """Never 0, which is the first client's; also after a restart."""
     house = House(tmp_path)
