@@ -163,6 +163,7 @@ def test_the_yardstick_is_short():
     assert len((FOLDER / "bare_client.py").read_text().splitlines()) <= 30
 
 
+@pytest.mark.slow
 async def test_the_two_loops_ask_a_server_and_print_rate_and_cpu():
     """Both programs work, with the same arguments and the same output."""
     async with running_fake_engine(model="fixed") as engine:

@@ -37,8 +37,6 @@ from enginehouse.testing.fake_vendors import (
 )
 from enginehouse.testing.fake_vendors.vendor import FakeVendor
 
-pytestmark = pytest.mark.slow
-
 HELLO = SampleRequest(prompt=ChatPrompt((Message("user", "Hello!"),)))
 QUICK = Retries(base=0.001, cap=0.01)
 HOSTED: list[tuple[RemoteEngine, type[FakeVendor]]] = [
@@ -70,6 +68,7 @@ def sampler_of(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "fake"), HOSTED, ids=IDS)
 async def test_with_headers_to_go_by_no_request_is_refused(
     engine: RemoteEngine, fake: type[FakeVendor]
@@ -87,6 +86,7 @@ async def test_with_headers_to_go_by_no_request_is_refused(
     assert fifth - third >= 0.299
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "fake"), HOSTED, ids=IDS)
 async def test_a_storm_of_refusals_ends_in_success(engine: RemoteEngine, fake: type[FakeVendor]):
     """Twenty at once where four are let in at a time: all are answered."""

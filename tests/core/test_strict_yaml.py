@@ -70,6 +70,7 @@ def test_an_alias_in_itself(text: str):
         load_yaml(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[" * 5_000, "{a: " * 5_000, "- " * 5_000 + "x"])
 def test_deep_nesting(text: str):
     """An error of the file, not of the interpreter."""

@@ -18,6 +18,7 @@ from enginehouse.servers.endpoint import attach_server
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
 
+@pytest.mark.slow
 class TestLoad:
     """`Adapters.load` leaves the server as it was where it fails."""
 

@@ -270,6 +270,7 @@ class Restarting:
         """At once."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [0, 1])
 async def test_what_was_told_is_restored_before_anybody_gets_in(failures):
     """Requests wait until that is done; if it fails, the server is started once more."""

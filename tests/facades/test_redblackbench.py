@@ -66,6 +66,7 @@ def test_the_base_is_abstract_and_is_all_that_a_provider_of_ones_own_needs() -> 
     assert asyncio.run(provider.generate("a", [{"role": "user", "content": "b"}])) == "ab"
 
 
+@pytest.mark.slow
 async def test_the_document_s_example_runs_and_says_nothing_besides() -> None:
     """A whole script, its client never closed: an answer, no warning about what it left open."""
     async with running_fake_engine(

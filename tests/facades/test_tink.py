@@ -41,8 +41,6 @@ from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.weights.declared import Weights, declare
 
-pytestmark = pytest.mark.slow
-
 # Tink, «vLLM Integration Summary», sections «Register a LoRA Adapter» and «Manage Adapters»
 SEED = """\
 import vllm_backend
@@ -124,6 +122,7 @@ def answered(url: str) -> int:
     return sum(int(float(value)) for value in lines)
 
 
+@pytest.mark.slow
 def test_the_example_runs_with_its_import_line_and_its_address_changed(
     url: str, tmp_path: Path
 ) -> None:
@@ -295,6 +294,7 @@ def test_what_is_registered_is_proven_unless_it_is_untrained(
     assert "new changes nothing: it has not been trained" in caplog.text
 
 
+@pytest.mark.slow
 def test_many_threads_share_it(url: str, tmp_path: Path) -> None:
     """Each gets its own adapter's answers, though there are more of them than places."""
     tink.initialize_vllm_client({"base_url": url, "max_loras": 2})
@@ -388,6 +388,7 @@ def test_a_wrong_configuration_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         text()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_waited_for_and_then_an_error() -> None:
     """For as long as the configuration says; of the class that Tink's documents name."""
     begun = time.monotonic()
@@ -475,6 +476,7 @@ def test_weights_of_a_model_in_training(base: Path, monkeypatch: pytest.MonkeyPa
         assert tink.get_client_info()["communicator_initialized"] is False
 
 
+@pytest.mark.slow
 def test_what_was_sent_before_does_not_stay(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither what a server had before it was started again, nor what a killed process left."""
     layout = Layout.from_environment()
@@ -506,6 +508,7 @@ def test_what_was_sent_before_does_not_stay(base: Path, monkeypatch: pytest.Monk
         assert len(sent()) == 3
 
 
+@pytest.mark.slow
 def test_the_client_s_rank_and_the_server_s(
     url: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +526,7 @@ def test_the_client_s_rank_and_the_server_s(
         tink.register_lora_adapter("a", folder)
 
 
+@pytest.mark.slow
 def test_updates_from_several_threads_come_one_after_the_other(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -539,6 +543,7 @@ def test_updates_from_several_threads_come_one_after_the_other(
         assert len(sent()) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_leaves_everything_as_it_was(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,6 +563,7 @@ def test_a_model_that_does_not_fit_leaves_everything_as_it_was(
         assert sent() == []
 
 
+@pytest.mark.slow
 def test_a_server_whose_weights_cannot_be_updated_is_told_before_anything_is_saved(
     url: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -577,6 +583,7 @@ def test_a_server_whose_weights_cannot_be_updated_is_told_before_anything_is_sav
     assert sent() == []
 
 
+@pytest.mark.slow
 def test_the_prefix_cache_is_seen_to_be_reset(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That it was asked for is not enough: while it is in use, vLLM answers 200 and does not."""
     with fake(model=str(base), token_latency=0.05) as engine:

@@ -53,6 +53,7 @@ async def test_streaming(client: openai.AsyncOpenAI) -> None:
     assert chunks[-1].usage is not None
 
 
+@pytest.mark.slow
 async def test_tools(client: openai.AsyncOpenAI) -> None:
     """A call with its arguments."""
     messages = [{"role": "user", "content": "weather in Paris?"}]
@@ -89,6 +90,7 @@ async def test_errors_are_the_sdks_own(client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in client.models.list()] == ["fake-model"]
 
 
+@pytest.mark.slow
 async def test_a_broken_stream_raises_an_error_of_the_sdk() -> None:
     """With what the gateway says about it."""
     faults = [{"fault": "truncate", "match": "hello"}]

@@ -288,6 +288,7 @@ def test_variables_of_every_section_arrive(tmp_path: Path):
     assert judge.values == {"EVERYWHERE": "1", "HF_HOME": "1", "J": "4"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["HF_TOKEN", "MY_OWN"])
 def test_what_passes_through_the_job_has_one_value(tmp_path: Path, name: str):
     """Server and evaluation are one job."""

@@ -180,6 +180,7 @@ def test_the_build_tools_may_be_named_by_variables(tmp_path: Path):
     assert "--variant cpu" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
 def test_only_llama_server_is_compiled(tmp_path: Path):
     """The default target leaves out other tools and what only they need, however deep they lie."""

@@ -117,6 +117,7 @@ def published(make_wheel: WheelMaker, fake_vllm: dict[str, str]) -> None:
         make_wheel(name, f"{version}.0", {f"{name}/__init__.py": ""})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published")
 async def test_any_published_version_is_resolved_built_and_found_again(
     registry: Path, layout: Layout, notes: list[str]
@@ -155,6 +156,7 @@ async def test_any_published_version_is_resolved_built_and_found_again(
     assert known_plan(VLLM, version="0.29.0", variant="cpu", layout=layout) == plan
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published")
 async def test_a_post_release_may_say_the_version_that_it_repeats(
     make_wheel: WheelMaker, fake_vllm: dict[str, str], layout: Layout, notes: list[str]
@@ -276,6 +278,7 @@ def test_what_is_neither_pinned_nor_installed_asks_no_registry(layout: Layout, u
     assert known_plan(VLLM, version=None, variant="cpu", layout=layout).version == "0.32.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cuda", "backends", "chosen"),
     [
@@ -310,6 +313,7 @@ async def test_torchs_build_is_one_that_the_driver_runs(
     assert (f"torch=={backends[chosen]}" if chosen else "torch==2.9.0\n") in plan.requirements
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published")
 async def test_a_cpu_torch_is_kept_out_of_a_cuda_build(
     make_wheel: WheelMaker, fake_vllm: dict[str, str], layout: Layout, notes: list[str]

@@ -125,6 +125,7 @@ def test_closing_ends_what_is_under_way() -> None:
         portal.call(plus_one)
 
 
+@pytest.mark.slow
 def test_letting_go_is_closing() -> None:
     """No thread is left of one that nobody refers to."""
     block = Block()

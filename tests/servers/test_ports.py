@@ -80,6 +80,7 @@ def test_leases_never_overlap(layout):
     assert len(set().union(*map(covered, leases))) == 24 * (INTERNAL_PORTS + 1)
 
 
+@pytest.mark.slow
 def test_two_homes_never_get_the_same_port(tmp_path):
     """They lease at the same time, each in processes of its own, and see each other's leases."""
     ready, go = tmp_path / "ready", tmp_path / "go"

@@ -156,6 +156,7 @@ async def test_a_process_that_ends_is_noticed_at_once():
         await ready("http://127.0.0.1:9", process=Alive(-signal.SIGKILL), limit=3600)
 
 
+@pytest.mark.slow
 async def test_after_the_limit_it_says_how_far_it_came(web):
     """Unhealthy all along: the error has the last answer."""
     url = await web({"/health": [(503, "")]})

@@ -60,6 +60,7 @@ async def test_patterns(tmp_path, pattern, text, answer, outcome):
     assert (score.answer == answer) is (outcome is C)
 
 
+@pytest.mark.slow
 async def test_a_pattern_that_never_ends_has_a_limit(tmp_path):
     """Catastrophic backtracking ends like anything else that takes too long."""
     metric = load_metric(r"regex:^(a+)+$", folder=tmp_path, seconds=0.5)

@@ -71,6 +71,7 @@ def test_items_depend_on_the_seed_only():
     assert not data.is_subset
 
 
+@pytest.mark.slow
 @needed
 @together
 async def test_the_packages_scorer_decides(task, item, score):

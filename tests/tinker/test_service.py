@@ -71,6 +71,7 @@ async def test_a_drain_finishes_what_runs_and_refuses_what_is_new(tmp_path: Path
         await drained
 
 
+@pytest.mark.slow
 async def test_what_a_drain_leaves_is_done_by_the_next_service(tmp_path: Path):
     """Samples that did not end in time, and jobs whose turn had not come."""
     house = House(tmp_path)
@@ -106,6 +107,7 @@ async def test_a_poll_that_is_held_is_answered_when_the_service_stops(tmp_path: 
         assert (await poll)["type"] == "try_again"
 
 
+@pytest.mark.slow
 async def test_four_users_do_not_get_in_each_others_way(tmp_path: Path):
     """Each one's losses are those of a run alone."""
 

@@ -33,8 +33,6 @@ from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.training import WeightSender
 
-pytestmark = pytest.mark.slow
-
 ASKED = {"prompt": "x", "max_tokens": 8, "ignore_eos": True, "temperature": 0}
 
 
@@ -161,6 +159,7 @@ def test_a_sender_that_raises(serve: Serve):
         assert server.answer() != first
 
 
+@pytest.mark.slow
 def test_a_sender_that_hangs(serve: Serve):
     """The deadline ends it; when it wakes up it can do nothing to the server any more."""
     with serve() as server:
@@ -183,6 +182,7 @@ def test_a_sender_that_hangs(serve: Serve):
         sender.send(trainer.send_weights, name="step-2")
 
 
+@pytest.mark.slow
 def test_ctrl_c(serve: Serve):
     """It takes effect when the old weights are back."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -219,6 +219,7 @@ def test_a_server_that_fails_while_the_sender_waits_for_it(serve: Serve):
         assert server.answer() == first
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_in_the_update(serve: Serve):
     """The call is given up at the deadline, and its thread with it."""
     with serve(faults=[{"fault": "hang", "path": "/update_weights", "nth": [1]}]) as server:
@@ -272,6 +273,7 @@ def test_a_server_that_was_not_started_for_it(serve: Serve, caplog: pytest.LogCa
         assert "was not started to be sent weights" in caplog.text
 
 
+@pytest.mark.slow
 def test_handles_of_gpu_memory(serve: Serve):
     """They go as a pickle, which the server must have been told to read; else that is said."""
     handles = [{"GPU-1": (b"\x00\xff", 1)}]
@@ -298,6 +300,7 @@ def test_handles_of_gpu_memory(serve: Serve):
         sender.send(trainer.send_weights, name="step-1")
 
 
+@pytest.mark.slow
 def test_a_handshake_that_hangs(serve: Serve):
     """NCCL's rendezvous with a wrong world size, for one: the deadline ends our side."""
     hang = {"fault": "hang", "path": "/init_weight_transfer_engine"}
@@ -316,6 +319,7 @@ def test_a_handshake_that_the_server_refuses(serve: Serve):
             sender.client.init_weight_transfer_engine({"packed": "yes"})
 
 
+@pytest.mark.slow
 def test_a_server_of_ours(house: House):
     """By its name. One without the flag is refused at once: NCCL's side would wait for ever."""
     own = write_checkpoint(house.work / "own", seed=1)

@@ -27,6 +27,7 @@ def _plain(url: str):
     return create_engine(parsed)
 
 
+@pytest.mark.slow
 async def test_migrations_make_the_tables(database_url: str):
     """Exactly those that the code uses, on both kinds of databases."""
     await (await Records.open(database_url)).close()
@@ -144,6 +145,7 @@ async def test_the_name_hides_secrets(postgres: PostgresServer):
     await records.close()
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_a_restarted_server(postgres: PostgresServer):
     """What was written before is there, and nothing has to be done."""

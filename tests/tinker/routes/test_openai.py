@@ -135,6 +135,7 @@ def test_a_request_is_charged_for_all_that_it_asks_for(body: dict[str, Any], cos
     assert cost_of(body) == cost
 
 
+@pytest.mark.slow
 async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path):
     """In lists, by path, and by alias."""
     async with House(tmp_path).open() as running:

@@ -44,6 +44,7 @@ async def test_there_is_only_one_project(tmp_path: Path):
         await ada.post("create_session", {"project_id": "default"})
 
 
+@pytest.mark.slow
 async def test_a_session_lives_until_it_is_finished(tmp_path: Path):
     """Heartbeats of a finished one get 410, also after a restart; then nothing can begin in it."""
     house = House(tmp_path)

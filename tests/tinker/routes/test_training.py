@@ -19,6 +19,7 @@ from tests.support.tinker_client import (
 TOKENS = list(range(20, 40))
 
 
+@pytest.mark.slow
 async def test_a_supervised_loop_learns(tmp_path: Path):
     """Losses fall, and each job is answered with the metrics that the SDK expects."""
     async with House(tmp_path).open() as service:
@@ -142,6 +143,7 @@ async def test_too_many_waiting_jobs_are_answered_with_429(tmp_path: Path):
         await ada.post("create_model", body)
 
 
+@pytest.mark.slow
 async def test_models_take_turns_in_the_trainers_memory(tmp_path: Path):
     """With one place for two models, each comes back from the disk as it was."""
     house = House(tmp_path)

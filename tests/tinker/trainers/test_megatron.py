@@ -21,6 +21,7 @@ def subject_of(trainer, folder) -> Subject:
     return Subject(trainer=trainer, kill=lambda: None, folder=folder, prefix="test")
 
 
+@pytest.mark.slow
 async def test_client_and_stand_in_pass_the_suite():
     """Everything that a trainer promises, over the contract."""
     server = FakeMegatronTrainer()

@@ -75,6 +75,7 @@ def refusal(change: Any) -> str:
     return refused.value.message
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_what_the_sdk_sends_is_read_bit_for_bit(sdk, data):
@@ -110,6 +111,7 @@ def test_what_the_sdk_sends_is_read_bit_for_bit(sdk, data):
         }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_sdk_reads_results_bit_for_bit(sdk, data):
