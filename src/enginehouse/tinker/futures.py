@@ -316,8 +316,9 @@ class Futures:
             try:
                 answered = await self._thread.write(record)
                 break
-            except StoreError as error:
-                if self._closing:
+            except BaseException as error:
+                if self._closing or not isinstance(error, StoreError):
+                    future.answering = False  # another answer may be written
                     raise
                 reason = f"the service cannot write its journal: {error.why or error.message}"
                 self.hold(future, reason, state="paused_capacity")

@@ -38,6 +38,12 @@ class TokenPrompt:
     targets: NDArray[np.int64] | None = None
     alternatives: int = 0
 
+    @property
+    def positions(self) -> int:
+        """At how many positions of the prompt `targets` and `alternatives` ask."""
+        targets = 0 if self.targets is None else int((self.targets >= 0).any(axis=1).sum())
+        return targets + (len(self.tokens) - 1 if self.alternatives else 0)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TopK:
