@@ -218,3 +218,20 @@ async def test_an_idle_model_leaves_the_memory_though_others_are_busy(tmp_path: 
             if not resident[idle]:
                 break
         assert "loss:sum" in await service.answer(await service.forward_backward(1, idle))
+
+
+async def test_the_body_of_a_forward_pass_is_not_kept(tmp_path: Path):
+    """It has its place among the jobs that are done again, and nothing to do there."""
+    async with training_service(tmp_path) as service:
+        await service.create(seed=7)
+        jobs = [
+            await service.forward_backward(seq_id, datums=200, forward_only=seq_id != 2)
+            for seq_id in (1, 2, 3)
+        ]
+        for future in jobs:
+            assert "loss:sum" in await service.answer(future)
+        kept = [path.name for path in (tmp_path / "futures" / "bodies").iterdir()]
+        assert kept == [jobs[1].request_id]
+    async with training_service(tmp_path) as service:
+        assert "metrics" in await service.answer(await service.optim_step(4))
+        assert len(service.futures.answered(model_id=MODEL, after=-1)) == 5

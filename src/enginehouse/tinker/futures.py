@@ -97,7 +97,10 @@ class Futures:
         }
 
     def answered(self, *, model_id: str, after: int) -> list[Future]:
-        """The answered jobs of a model with a seq_id above `after`, by seq_id, bodies included."""
+        """The answered jobs of a model with a seq_id above `after`, by seq_id.
+
+        Their bodies are kept, but for forward passes.
+        """
         jobs = [
             future
             for future in self._replayable.get(model_id, {}).values()
@@ -307,7 +310,7 @@ class Futures:
             outcome=outcome,
             payload=payload,
             content_type=content_type,
-            replayed=future.replayed,
+            replayed=future.needs_body,
         )
         await asyncio.shield(self._start(self._answer(future, record)))
 

@@ -72,6 +72,7 @@ class SamplerWeights:
             key=checkpoint.folder,  # a path can be saved again when its checkpoint was deleted
             folder=self._checkpoints.folder(checkpoint),
             unembed=checkpoint.unembed,
+            owner=checkpoint.user,
         )
         self._used[weights.key] = weights
         return weights

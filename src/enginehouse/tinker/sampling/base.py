@@ -90,12 +90,14 @@ class Weights:
     """What is to answer: the base model, or the adapter in a PEFT folder that never changes.
 
     `key` names the content among all weights of the service, such as its tinker:// path;
-    `unembed` says that the adapter has an output layer.
+    `unembed` says that the adapter has an output layer. The weights of several owners take turns
+    where an engine has fewer places than there are adapters.
     """
 
     key: str
     folder: Path | None = None
     unembed: bool = False
+    owner: str = ""
 
 
 LogprobScale = Literal["raw", "scaled"]

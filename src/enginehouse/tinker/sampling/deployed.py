@@ -264,7 +264,7 @@ class DeployedSampling:
             async with self._turns[alias]:
                 if alias not in self._loaded:
                     assert weights.folder is not None
-                    loaded = await self.pool.load(alias, weights.folder)
+                    loaded = await self.pool.load(alias, weights.folder, owner=weights.owner)
                     self._loaded[alias] = weights
                     if loaded.stored.info.is_zero:
                         self._notify(f"{weights.key} changes nothing: it has not been trained")
@@ -317,7 +317,7 @@ class DeployedSampling:
         copy = f"{alias}-amplified"
         for times in _AMPLIFIED:
             with amplified(weights.folder, times=times) as folder:
-                await self.pool.load(copy, folder)
+                await self.pool.load(copy, folder, owner=weights.owner)
                 try:
                     await self.pool.prove(copy)
                 except NoEffectError:
