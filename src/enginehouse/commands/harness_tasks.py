@@ -22,7 +22,7 @@ from enginehouse.commands.harness_records import Traffic, records_of
 from enginehouse.core.errors import ConfigurationError, HarnessError, nearest
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.base import Target
-from enginehouse.deployment.served_checkpoint import checkpoint_folder, context_length
+from enginehouse.deployment.served_checkpoint import served_checkpoint
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.evaluation.foreign import ForeignTraffic, OnForeignProgress
@@ -374,15 +374,16 @@ class HarnessTasks:
 
     async def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
         target = self._target
+        checkpoint = await served_checkpoint(target, self._config.plan.server)
         return HarnessEndpoint(
             url=gateway.url,
             api_key=gateway.api_key or "",
             model=target.sampler.model,
-            tokenizer=await checkpoint_folder(target),
+            tokenizer=checkpoint.folder,
             chat=self._is_chat(),
             capabilities=self.capabilities,
             concurrency=task.concurrency or self._spec.concurrency or IN_FLIGHT,
-            max_model_len=await context_length(target, self._config.plan.server),
+            max_model_len=checkpoint.max_model_len,
         )
 
     def _is_chat(self) -> bool:
