@@ -26,6 +26,9 @@ from safetensors.numpy import load_file, save_file
 from tests.support.tiny_adapters import BASE, write_adapter
 from tests.support.tiny_checkpoints import write_checkpoint
 
+from enginehouse.client.exclusive import SeparatedScores
+from enginehouse.client.sampler import HTTPSampler
+from enginehouse.client.stack import ServerLayers
 from enginehouse.core.errors import (
     AdapterError,
     ConfigurationError,
@@ -35,6 +38,7 @@ from enginehouse.core.errors import (
     UnsupportedError,
     WeightsError,
 )
+from enginehouse.deployment.samplers import make_sampler
 from enginehouse.deployment.swapping import weights_info
 from enginehouse.facades import tink
 from enginehouse.store.layout import Layout
@@ -593,3 +597,17 @@ def test_the_prefix_cache_is_seen_to_be_reset(base: Path, monkeypatch: pytest.Mo
                 tink.reset_prefix_cache()
             job.result(30)
         tink.reset_prefix_cache()
+
+
+def test_scores_of_named_tokens_are_asked_for_apart(url: str, monkeypatch: pytest.MonkeyPatch):
+    """Beside them, vLLM spoils the scores of the most likely ones, whoever asks."""
+    layers: list[ServerLayers] = []
+
+    def noting(*arguments: Any, shared: ServerLayers, **options: Any) -> HTTPSampler:
+        layers.append(shared)
+        return make_sampler(*arguments, shared=shared, **options)
+
+    monkeypatch.setattr("enginehouse.facades.tink.client.make_sampler", noting)
+    assert text()
+    (shared,) = layers
+    assert isinstance(shared.separated, SeparatedScores)

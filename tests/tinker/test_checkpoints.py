@@ -12,9 +12,10 @@ import pytest
 from tests.support.tinker_records import a_model
 
 from enginehouse.core.errors import TinkerError
+from enginehouse.tinker import checkpoints
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import LONGEST_TTL, CheckpointStore, Reservation, expiry
-from enginehouse.tinker.records.entries import CheckpointRecord
+from enginehouse.tinker.records.entries import UNNAMED, CheckpointRecord
 from enginehouse.tinker.records.records import Records, sqlite_url
 
 _PATH = CheckpointPath("ses-1:train:0", "training", "0001")
@@ -179,6 +180,26 @@ async def test_a_full_disk(store: CheckpointStore, monkeypatch: pytest.MonkeyPat
             await _save(store)
     assert _folders(store) == []
     await _save(store)
+
+
+async def test_snapshots_that_take_much_of_the_disk(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The operator is warned, once in the log, until they are gone; named ones do not count."""
+    monkeypatch.setattr(checkpoints, "_SNAPSHOT_SHARE", 1e-12)
+    await _save(store, CheckpointPath("ses-1:train:0", "sampler", "mine"))
+    await store.watch_snapshots()
+    assert store.warning is None
+    snapshot = CheckpointPath("ses-1:train:0", "sampler", f"{UNNAMED}000001")
+    await _save(store, snapshot, request_id="r2")
+    for _ in range(2):
+        await store.watch_snapshots()
+        assert store.warning is not None
+        assert "1 snapshots" in store.warning
+    assert [record.getMessage() for record in caplog.records].count(store.warning) == 1
+    await store.remove(str(snapshot), user="ada")
+    await store.watch_snapshots()
+    assert store.warning is None
 
 
 async def test_symbolic_links_do_not_lead_out(store: CheckpointStore, tmp_path: Path):

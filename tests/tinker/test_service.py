@@ -184,3 +184,11 @@ async def test_a_queue_that_ends_with_an_error_ends_the_service(tmp_path: Path):
     with pytest.raises(StoreError):
         async with house.open():
             await asyncio.sleep(30)
+
+
+async def test_the_status_warns_of_snapshots_that_fill_the_disk(tmp_path: Path):
+    """As what looks at the disk says."""
+    async with House(tmp_path).open() as running:
+        assert running.service.status().notices == ()
+        running.stores.checkpoints.warning = "snapshots take 9 GB"
+        assert running.service.status().notices == ("snapshots take 9 GB",)

@@ -195,11 +195,12 @@ def _require_task(
         return  # only running it would load the file
     if named.task not in known:
         close = nearest(named.task, known)
+        fix = f"did you mean {named.harness}:{close}? " if close else ""
+        fix += f"`enginehouse tasks --harness {named.harness} WORD` searches its {len(known):,}"
+        if config.settings.include_path is None:
+            fix += "; --include-path names a folder with tasks of your own"
         raise HarnessError(
-            f"{named.harness} has no task {named.task!r}",
-            kind="unknown_task",
-            fix=(f"did you mean {named.harness}:{close}? " if close else "")
-            + f"`enginehouse tasks --harness {named.harness} WORD` searches its {len(known):,}",
+            f"{named.harness} has no task {named.task!r}", kind="unknown_task", fix=fix
         )
     engine = config.plan.engine
     parts = sorted(contents_of(named.task, known).names & known.keys())
@@ -324,7 +325,8 @@ class HarnessTasks:
             resume=True,
         )
         began = time.monotonic()
-        self._context.notify(f"{task.name}: {name.harness} {one.environment.version} runs it")
+        harness = f"{name.harness} {one.environment.version}"
+        self._context.notify(f"{task.name}: {harness} runs it in {folder}")
         async with self._open_gateway(options) as gateway:
             results = await _while_it_answers(
                 gateway,

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from tests.support.tinker_service import TinkerService, answers
+from tests.support.tinker_service import TinkerService, answers, ended_well
 
 pytestmark = pytest.mark.engine
+
+
+def test_the_first_session_of_the_documentation(service: TinkerService, tmp_path: Path):
+    """Its code, but for the name of the model, teaches the sentence that it says it does."""
+    document = (Path(__file__).parents[3] / "docs/tinker.md").read_text()
+    code = document.partition("```python\n# teach.py\n")[2].partition("```")[0]
+    (tmp_path / "teach.py").write_text(code.replace('"smollm2"', repr(service.model)))
+    ended = service.begin(["python", str(tmp_path / "teach.py")]).end()
+    assert ended_well(ended), ended.err[-4000:]
+    *steps, answer = ended.out.strip().splitlines()
+    losses = [float(step.split()[1]) for step in steps]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] / 10
+    assert "swordfish, as everybody knows." in answer
 
 
 def test_a_supervised_loop_learns_and_resumes_exactly(service: TinkerService):

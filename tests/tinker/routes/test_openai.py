@@ -214,3 +214,37 @@ async def test_tinks_older_request(tmp_path: Path, route: str):
         with pytest.raises(RefusedError, match="unknown_adapter") as refused:
             await ada.post(route, {"model_id": "unknown_adapter", "prompts": ["a"]})
         assert refused.value.status == 404
+
+
+@pytest.mark.parametrize("route", ["sample", "asample"])
+async def test_an_older_request_that_is_sent_again(tmp_path: Path, route: str):
+    """It is sampled once, also while the first is in progress."""
+    async with House(tmp_path).open() as running:
+        ada, bob = await running.client().begin(), await running.client("bob").begin()
+        body = {"prompts": ["ab"], "sampling_params": {"max_tokens": 5}}
+        key = {"X-Idempotency-Key": "one"}
+        first, second = await asyncio.gather(*(ada.post(route, body, **key) for _ in range(2)))
+        assert first == second == await ada.post(route, body, **key)
+        assert running.service.status().sampled_tokens == 5
+        await bob.post(route, body, **key)
+        await ada.post(route, body)
+        assert running.service.status().sampled_tokens == 15
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_no_field_is_ignored(tmp_path: Path, path: str):
+    """What vLLM would pass over is refused by name; null is as good as left out."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        what = {"messages": [{"role": "user", "content": "ab"}]} if "chat" in path else {}
+        body = {"model": MODEL, "max_tokens": 2, **(what or {"prompt": "ab"})}
+        for field, said in (
+            ("max_tokes", "did you mean 'max_tokens'"),
+            ("guided_json", "guided_json"),
+            ("priority", "priority"),
+            ("prompt_embeds", "prompt_embeds"),
+        ):
+            with pytest.raises(RefusedError, match=said) as refused:
+                await ada.post(path, body | {field: 1})
+            assert refused.value.status == 400
+        assert await ada.post(path, body | {"min_p": 0.1, "priority": None})

@@ -60,6 +60,8 @@ async def test_the_base_model_is_sampled_with_an_id_for_each_sequence(tmp_path: 
             "base_model": MODEL,
             "model_path": None,
         }
+        with pytest.raises(RefusedError, match="limit"):
+            await ada.get(f"/api/v1/samplers/{sampler}?limit=1")
 
 
 async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: Path):
@@ -89,6 +91,22 @@ async def test_a_snapshot_keeps_its_weights_and_inflight_ones_follow(tmp_path: P
         assert await ada.sample(mutable["sampling_session_id"], PROMPT) == [
             await expected(running, newest)
         ]
+
+
+async def test_unpublishing_ends_the_sampling_of_others(tmp_path: Path):
+    """At once, and not that of the owner."""
+    async with House(tmp_path).open() as running:
+        ada, bob = await running.client("ada").begin(), await running.client("bob").begin()
+        path = (await save(ada, await ada.create_model(), 1, path="one"))["path"]
+        records = running.stores.records
+        await records.set_public(path, user="ada", public=True)
+        hers, his = await ada.sampler(path=path), await bob.sampler(path=path)
+        wanted = [await expected(running, path)]
+        assert await ada.sample(hers, PROMPT) == await bob.sample(his, PROMPT) == wanted
+        await records.set_public(path, user="ada", public=False)
+        with pytest.raises(FailedError, match="is not yours"):
+            await bob.sample(his, PROMPT)
+        assert await ada.sample(hers, PROMPT) == wanted
 
 
 async def test_an_adapter_is_loaded_when_it_is_saved(tmp_path: Path):
@@ -291,7 +309,9 @@ async def test_clients_that_join_a_sampling_session_get_numbers_of_their_own(tmp
                 sampler = await ada.sampler()
             for _ in range(2):
                 body = {"sampling_session_id": sampler}
-                joined = await ada.post("join_sampling_session", body)
+                key = {"X-Idempotency-Key": str(len(numbers))}
+                joined = await ada.post("join_sampling_session", body, **key)
+                assert await ada.post("join_sampling_session", body, **key) == joined
                 numbers.append(joined["client_counter"])
     assert len(set(numbers)) == 4
     assert all(0 < number < 1_000_000_000 for number in numbers)

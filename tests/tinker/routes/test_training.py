@@ -232,3 +232,13 @@ async def test_a_model_is_its_owners_only(tmp_path: Path):
         info = await ada.post("get_info", {"model_id": model})
         assert info["model_data"]["model_name"] == MODEL
         assert (info["is_lora"], info["lora_rank"], info["sampled_by"]) == (True, 4, "fake")
+
+
+async def test_the_longest_sequence_is_a_limit_of_training_too(tmp_path: Path):
+    """--max-model-len is, where it is lower than the model's."""
+    async with House(tmp_path).open(max_model_len=16) as running:
+        ada = await running.client().begin()
+        model = await ada.create_model()
+        await ada.compute(model, 1, TOKENS[:17])
+        with pytest.raises(FailedError, match="the longest sequence here is 16"):
+            await ada.compute(model, 2, TOKENS[:18])

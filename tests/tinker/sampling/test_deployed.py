@@ -289,6 +289,71 @@ async def test_an_adapter_that_cannot_be_restored(house: House, tmp_path: Path):
         assert _ids(await engine.sample(mine, _prompt())) == wanted[mine.key]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("acts", [True, False])
+@pytest.mark.parametrize("faint", [True, False])
+async def test_everything_is_proven_again_after_a_restart(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, acts: bool, faint: bool
+):
+    """Also what was not loaded at that moment, and what only a larger copy speaks for."""
+    proofs: list[str] = []
+    dead = False
+
+    async def prove(_: Any, *, model: str, info: Any, **__: Any) -> Effect:
+        proofs.append(model)
+        if (dead and not acts) or (faint and info.alpha < 100):
+            raise NoEffectError("nothing to see")
+        return EFFECT
+
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", prove)
+    many = [_weights(tmp_path, name) for name in "abc"]  # for two places
+    async with _sampling(house) as (deployment, engine):
+        wanted = [_ids(await engine.sample(weights, _prompt())) for weights in many]
+        dead = True
+        os.kill(deployment.server.pid, signal.SIGKILL)
+        proofs.clear()
+        for weights, ids in zip(many, wanted, strict=True):
+            if acts:
+                assert _ids(await engine.sample(weights, _prompt())) == ids
+            else:
+                with pytest.raises(TinkerError):
+                    await engine.sample(weights, _prompt())
+        names = {adapter.model for adapter in engine.pool.adapters()}
+        assert not acts or names <= set(proofs)
+        proofs.clear()
+        if acts:
+            await asyncio.gather(*(engine.sample(weights, _prompt()) for weights in many))
+            assert proofs == []
+
+
+@pytest.mark.slow
+async def test_a_faint_one_that_is_answered_by_the_next_life(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An answer that began before the restart and was made after it waits for a new proof."""
+    proofs: list[float] = []
+    dead = False
+
+    async def prove(_: Any, *, info: Any, **__: Any) -> Effect:
+        proofs.append(info.alpha)
+        if dead or info.alpha < 100:
+            raise NoEffectError("nothing to see")
+        return EFFECT
+
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", prove)
+    mine = _weights(tmp_path, "mine")
+    async with _sampling(house, latency=0.02) as (deployment, engine):
+        await engine.prepare(mine)
+        asked = [asyncio.create_task(engine.sample(mine, _prompt())) for _ in range(3)]
+        async with asyncio.timeout(30):
+            while deployment.sampler.in_flight < 3:  # noqa: ASYNC110 - the server's doing
+                await asyncio.sleep(0.01)
+        dead = True
+        os.kill(deployment.server.pid, signal.SIGKILL)
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(one) for one in done] == [TinkerError] * 3
+
+
 async def test_an_openai_body_is_passed_on(house: House, tmp_path: Path):
     """Only `model` is replaced; the reply has the caller's name for it."""
     mine = _weights(tmp_path, "mine")

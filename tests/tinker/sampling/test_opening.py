@@ -66,7 +66,7 @@ async def test_no_output_layer_is_tried_if_none_is_trained(house: House):
     async with _opened(_config(house, train_unembed=False), told) as engine:
         unembedding = engine.description["unembedding"]
         assert "--no-train-unembed" in unembedding["why"]
-        assert unembedding["answered_by"] == "a second engine"
+        assert unembedding["answered_by"] == unembedding["prompts_scored_by"] == "hf"
     assert any("--no-train-unembed" in line for line in told)
 
 

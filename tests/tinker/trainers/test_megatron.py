@@ -133,6 +133,14 @@ async def test_another_model_is_refused():
             await MegatronTrainer(url, base_model="org/other").start()
 
 
+async def test_a_server_without_a_gpu_is_refused():
+    """Its description says what it computes on."""
+    async with FakeMegatronTrainer(device="cpu").serving() as url:
+        with pytest.raises(StartError, match="has no GPU") as raised:
+            await MegatronTrainer(url, base_model=MODEL).start()
+        assert "--trainer hf" in raised.value.fix
+
+
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
