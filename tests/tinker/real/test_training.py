@@ -46,6 +46,32 @@ def test_sampled_and_trained_log_probabilities_agree(service: TinkerService):
     assert all(abs(metrics["loss:sum"]) > 1 for metrics in loop["metrics"])
 
 
+def test_at_a_temperature_log_probabilities_are_the_models_own(service: TinkerService):
+    """As the cookbook expects them: `raw`, whatever the temperature that is sampled with."""
+    size = {"samples": 4, "max_tokens": 24, "vocabulary": 49_152}
+    warm = service.run_program("warm", temperature=0.7, **size)
+    assert warm["tokens"] == 96
+    assert warm["raw"] <= 1e-3
+    assert warm["scaled"] > 0.1
+
+
+def test_a_loss_computed_by_the_client_trains_as_the_services_own(service: TinkerService):
+    """`forward_backward_custom`: log-probabilities out, gradients of them in."""
+    both = service.run_program("custom", steps=3)
+    theirs, custom = both["theirs"], both["custom"]
+    assert custom["losses"][-1] < custom["losses"][0]
+    np.testing.assert_allclose(custom["losses"], theirs["losses"], rtol=1e-5)
+    for one, other in zip(custom["last"], theirs["last"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def test_saves_do_not_pause_the_samples_of_others(service: TinkerService):
+    """While weights are saved, loaded and proven, another user's samples go on."""
+    said = service.run_program("saves", other=service.key("bo"), saves=5, seconds=4)
+    assert said["before"] > 0, said
+    assert said["during"] >= said["before"] / 5, said  # the cores are shared with the saves
+
+
 def test_four_users_at_once_train_as_if_alone(service: TinkerService):
     """Ranks and layers differ, and none of them sees anything of the others."""
     loras = (
