@@ -89,6 +89,27 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
 
 
 @pytest.mark.slow
+def test_a_toy_engine_in_a_launch_file(house: House, site: Path):
+    """Its flags are read as its class says, and it is what the job serves with."""
+    install("adding-an-engine.md", site)
+    path = house.write(
+        "launch.yaml",
+        "defaults: [execution: local, _self_]\n"
+        "execution: {output_dir: results}\n"
+        "deployment:\n"
+        "  type: toy\n"
+        f"  checkpoint_path: {house.model()}\n"
+        "  extra_args: --port 8123 --max-num-seqs 4\n"
+        "evaluation: {tasks: [{name: gsm8k}]}\n",
+    )
+    done = house.run("launch", "run", "--config", str(path), "--dry-run")
+    assert done.code == 0, done.err
+    assert "engine: toy" in done.out
+    assert "port: 8123" in done.out
+    assert "--max-num-seqs" in done.out
+
+
+@pytest.mark.slow
 def test_a_toy_game_keeps_its_promises(house: House, site: Path):
     """Made by its name from the package, and played by the page's own test."""
     install("adding-a-game.md", site)

@@ -515,7 +515,7 @@ async def test_no_development_endpoints(room):
 
 def test_an_engine_that_cannot(tmp_path, layout):
     """Said at once."""
-    with pytest.raises(UnsupportedError, match="hf server"):
+    with pytest.raises(UnsupportedError, match="hf server") as caught:
         WeightSwapper(
             server_at("http://127.0.0.1:1", model="m"),
             engine=HfEngine(),
@@ -523,3 +523,4 @@ def test_an_engine_that_cannot(tmp_path, layout):
             file=tmp_path / "weights.json",
             layout=layout,
         )
+    assert "(vllm)" in str(caught.value.fix)

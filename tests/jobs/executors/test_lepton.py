@@ -220,6 +220,27 @@ async def test_every_key_acts(lepton: FakeLepton, tmp_path: Path) -> None:
     assert place in config.not_acted_on
 
 
+def test_sglang_gets_all_that_has_a_key(tmp_path: Path) -> None:
+    """Also what a flag of extra_args said."""
+    text = LAUNCH.replace("deployment: vllm", "deployment: sglang").replace(
+        "--max-model-len 4096", "--mem-fraction-static 0.5 --context-length 4096"
+    )
+    executor, job, _ = planned(tmp_path, text)
+    rendered = {one.name: one.text for one in executor.render(job)}
+    words = json.loads(rendered["endpoint.json"])["spec"]["container"]["command"]
+    assert words[:3] == ["python3", "-m", "sglang.launch_server"]
+    assert words[words.index("--tp-size") + 1] == "2"
+    assert words[words.index("--mem-fraction-static") + 1] == "0.5"
+    assert words[-2:] == ["--context-length", "4096"]
+
+
+def test_an_engine_without_a_command_of_its_own(tmp_path: Path) -> None:
+    """What its image would run is not known."""
+    text = LAUNCH.replace("deployment: vllm", "deployment: hf")
+    with pytest.raises(ConfigurationError, match="hf cannot be an endpoint"):
+        planned(tmp_path, text)
+
+
 async def test_the_job_asks_the_endpoint(make: Make, lepton: FakeLepton, tmp_path: Path) -> None:
     """It waits until the endpoint is ready, and has its address in its files."""
     lepton.ready = False
