@@ -41,12 +41,15 @@ def main(arguments: Sequence[str]) -> None:
     say(machine())
     context = Context(layout=Layout.from_environment(), notify=say)
     program = asyncio.run(prepare_trainer("smollm2", context=context))
-    command = [program.command.argv[0], str(FOLDER / "trainer_rounds.py"), str(PAYLOADS)]
-    command += [program.model.path, asked.dtype, str(asked.threads), str(asked.rounds)]
+    command = [program.command.argv[0], str(FOLDER / "trainer_rounds.py"), program.model.path]
+    command += [asked.dtype, str(asked.threads), str(asked.rounds)]
     command += map(str, asked.lengths)
     ours: dict[tuple[str, int], list[float]] = defaultdict(list)
     theirs: dict[tuple[str, int], list[float]] = defaultdict(list)
-    env = os.environ | {"OMP_WAIT_POLICY": "passive"}  # as the service has it
+    env = os.environ | {
+        "OMP_WAIT_POLICY": "passive",  # as the service has it
+        "PYTHONPATH": str(PAYLOADS),
+    }
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

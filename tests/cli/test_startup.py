@@ -107,6 +107,7 @@ def start() -> Iterator[Start]:
         yield run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_and_the_help(start: Start, name: str):
     """Of every command, groups included."""

@@ -1,12 +1,9 @@
-"""The trainer's mathematics, compared with torch and PEFT: `python trainer_checks.py PAYLOADS`."""
+"""The trainer's mathematics, compared with torch and PEFT. PYTHONPATH must have the payloads."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import sys
-
-sys.path.insert(0, sys.argv[1])
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The trainer on a real model, compared with PEFT: `… PAYLOADS MODEL OUT` writes an adapter to OUT.
+"""The trainer on a real model, compared with PEFT: `… MODEL OUT` writes an adapter to OUT.
 
 As trainer_checks.py, but on a text: tokens that no model expects have large losses, whose rounding
 is above what is allowed. Sequences are short: on a CPU, most time goes into reading the weights.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, sys.argv[1])
 
 import numpy as np
 import torch
@@ -31,7 +29,7 @@ from transformers import AutoTokenizer
 # Adam moves every weight by the learning rate, whatever its gradient's size: with a smaller eps, a
 # gradient that is zero but for rounding would move one to either side.
 ADAM = AdamStep(learning_rate=5e-4, weight_decay=0.1, grad_clip_norm=0.5, eps=1e-6)
-MODEL, OUT = map(Path, sys.argv[2:4])
+MODEL, OUT = map(Path, sys.argv[1:3])
 TEXT = (
     "The capital of France is Paris, a city on the river Seine. It is known for its museums, its "
     "food and its light, and millions of people visit it every year."

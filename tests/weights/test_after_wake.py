@@ -28,7 +28,6 @@ from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.store import AdapterStore
 from enginehouse.weights.swap import WeightSwapper
 
-pytestmark = pytest.mark.slow
 ENGINE = VllmEngine()
 
 

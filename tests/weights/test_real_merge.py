@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -23,7 +24,12 @@ TOKENS = [[1, 504, 3575, 282, 4649, 314, 7042, 30, 2], list(range(100, 140))]
 def run(hf: EngineEnvironment, *words: object) -> dict[str, object]:
     """What a program says on its last line."""
     done = subprocess.run(
-        [hf.executable, *map(str, words)], capture_output=True, text=True, check=False, timeout=600
+        [hf.executable, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(PAYLOADS)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -43,7 +49,7 @@ def test_trained_and_merged(
     """
     adapter, out = tmp_path / "adapter", tmp_path / "merged"
     program = SUPPORT / "trainer_real_checks.py"
-    found = run(hf_environment, program, PAYLOADS, smollm2.path, adapter)
+    found = run(hf_environment, program, smollm2.path, adapter)
     assert len(found) == 3
     assert {name: problem for name, problem in found.items() if problem} == {}
 

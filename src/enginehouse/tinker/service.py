@@ -57,7 +57,6 @@ from enginehouse.tinker.training_queue import TrainingQueue
 logger = logging.getLogger(__name__)
 
 OPERATOR_KEY: Final = "operator-key"
-_TIDY_INTERVAL: Final = 10.0  # seconds
 _ABANDONED: Final = timedelta(days=1)  # without a heartbeat while the service runs
 
 
@@ -131,11 +130,12 @@ async def open_service(
     stores: Stores,
     trainer: Trainer,
     engine: SamplingEngine,
+    tidy_interval: float = 10.0,
 ) -> AsyncIterator[Service]:
     """The service for the length of the block; what it had accepted before goes on at once.
 
-    `trainer` has been started. Raises StoreError. An error that ends a part of the service cancels
-    the block, and is raised.
+    `trainer` has been started. What is over is tidied up every `tidy_interval` seconds. Raises
+    StoreError. An error that ends a part of the service cancels the block, and is raised.
     """
     rooms = _make_rooms(config, context, stores=stores, trainer=trainer, engine=engine)
     note_base_model(stores.home, rooms.base_model)
@@ -153,7 +153,9 @@ async def open_service(
             rooms.desk.submit(future)
     try:
         async with _running_together(
-            rooms.queue.run(), stores.checkpoints.expire_regularly(), _tidy_regularly(rooms)
+            rooms.queue.run(),
+            stores.checkpoints.expire_regularly(),
+            _tidy_regularly(rooms, tidy_interval),
         ):
             yield service
     finally:
@@ -318,11 +320,11 @@ async def _running_together(*parts: Any) -> AsyncIterator[None]:
         raise errors.exceptions[0] from None
 
 
-async def _tidy_regularly(rooms: Rooms) -> None:
-    """Call `_tidy` every ten seconds, until cancelled; errors are logged."""
+async def _tidy_regularly(rooms: Rooms, interval: float) -> None:
+    """Call `_tidy` every so many seconds, until cancelled; errors are logged."""
     began = datetime.now(UTC)
     while True:
-        await asyncio.sleep(_TIDY_INTERVAL)
+        await asyncio.sleep(interval)
         try:
             await _tidy(rooms, began=began)
         except EnginehouseError as error:

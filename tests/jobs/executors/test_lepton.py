@@ -129,6 +129,7 @@ async def until(executor: LeptonExecutor, handle: Handle, *states: JobState) -> 
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", POSSIBLE)
 async def test_conformance(case: str, make: Make, lepton: FakeLepton, tmp_path: Path) -> None:
     """Every case of the suite of executors that Lepton's API allows."""
@@ -169,6 +170,7 @@ def planned(tmp_path: Path, text: str = LAUNCH) -> tuple[LeptonExecutor, JobSpec
     return LeptonExecutor(config.execution, Context()), plan_launch(config).job, config
 
 
+@pytest.mark.slow
 async def test_specifications_are_leptons_own(lepton: FakeLepton, tmp_path: Path) -> None:
     """The package accepts what is sent, and drops nothing of it."""
     executor, job, _ = planned(tmp_path)
@@ -256,6 +258,7 @@ async def test_the_job_asks_the_endpoint(make: Make, lepton: FakeLepton, tmp_pat
     assert lepton.deployments == {}
 
 
+@pytest.mark.slow
 async def test_an_endpoint_that_is_never_ready_fails_the_job(
     make: Make, lepton: FakeLepton, tmp_path: Path
 ) -> None:
@@ -269,6 +272,7 @@ async def test_an_endpoint_that_is_never_ready_fails_the_job(
     assert lepton.deployments == {}
 
 
+@pytest.mark.slow
 async def test_a_token_that_the_endpoint_refuses(
     make: Make, lepton: FakeLepton, tmp_path: Path
 ) -> None:
@@ -280,6 +284,7 @@ async def test_a_token_that_the_endpoint_refuses(
         await until(executor, handle, JobState.FAILED)
 
 
+@pytest.mark.slow
 async def test_kill_deletes_what_belongs_to_the_job(
     make: Make, lepton: FakeLepton, tmp_path: Path
 ) -> None:

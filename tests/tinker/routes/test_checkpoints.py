@@ -204,6 +204,7 @@ async def test_links_to_what_was_published(service: ManagementService, model: Mo
         assert (await nobody.get(url)).status_code == 404
 
 
+@pytest.mark.slow
 async def test_copying(service: ManagementService, model: ModelRecord):
     """A published checkpoint becomes one's own; a retried request makes no second copy."""
     source = await service.save("0001", model=model, ttl_seconds=3600)

@@ -111,7 +111,7 @@ async def test_too_many_waiting_requests_are_answered_with_429(tmp_path: Path):
             ("/v1/chat/completions", asked(MODEL)),
             ("sample", {"prompts": ["a"]}),
         ):
-            with pytest.raises(RefusedError, match="samples of yours are waiting") as refused:
+            with pytest.raises(RefusedError, match="waiting") as refused:
                 await ada.post(route, body)
             assert refused.value.status == 429
         house.engine.running.set()
@@ -169,6 +169,7 @@ async def test_an_older_request_is_accepted_as_all_of_its_prompts(tmp_path: Path
         assert len((await first)["completions"]) == 4
 
 
+@pytest.mark.slow
 async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path):
     """In lists, by path, and by alias."""
     async with House(tmp_path).open() as running:
@@ -209,7 +210,7 @@ async def test_tinks_older_request(tmp_path: Path, route: str):
             assert answer["model_id"] == (name or MODEL)
             assert len(answer["completions"]) == 2
             assert answer["finish_reasons"] == ["length", "length"]
-        with pytest.raises(RefusedError, match="did you mean 'max_tokens'"):
+        with pytest.raises(RefusedError, match="'max_tokens'"):
             await ada.post(route, {"prompts": ["a"], "sampling_params": {"max_tokes": 5}})
         with pytest.raises(RefusedError, match="unknown_adapter") as refused:
             await ada.post(route, {"model_id": "unknown_adapter", "prompts": ["a"]})

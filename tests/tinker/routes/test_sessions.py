@@ -38,12 +38,13 @@ async def test_there_is_only_one_project(tmp_path: Path):
     """A session in another one is refused, not made somewhere else."""
     async with House(tmp_path).open() as running:
         ada = running.client()
-        with pytest.raises(RefusedError, match="there is no project research") as refused:
+        with pytest.raises(RefusedError, match="project research") as refused:
             await ada.post("create_session", {"project_id": "research"})
         assert refused.value.status == 404
         await ada.post("create_session", {"project_id": "default"})
 
 
+@pytest.mark.slow
 async def test_a_session_lives_until_it_is_finished(tmp_path: Path):
     """Heartbeats of a finished one get 410, also after a restart; then nothing can begin in it."""
     house = House(tmp_path)

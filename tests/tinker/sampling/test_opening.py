@@ -36,6 +36,7 @@ async def _opened(config: TinkerConfig, told: list[str]) -> AsyncIterator[Any]:
         yield engine
 
 
+@pytest.mark.slow
 async def test_a_server_of_our_own(house: House, tmp_path: Path):
     """Started for the service's adapters, with candidates and log-probabilities as configured."""
     told: list[str] = []
@@ -60,6 +61,7 @@ async def test_a_server_of_our_own(house: House, tmp_path: Path):
         assert "not a checkpoint on this machine" in engine.description["unembedding"]["why"]
 
 
+@pytest.mark.slow
 async def test_no_output_layer_is_tried_if_none_is_trained(house: House):
     """An older adapter that has one is not trusted to the main engine."""
     told: list[str] = []
@@ -90,6 +92,7 @@ async def test_hf_where_the_main_engine_cannot_run(house: House, monkeypatch: py
     assert "vllm cannot run here (there is no build for this machine): hf samples" in told[0]
 
 
+@pytest.mark.slow
 async def test_somebody_elses_server_must_give_what_the_service_is_to_give(house: House):
     """Raw or scaled is found out by asking; the fake vLLM's are raw, whatever the temperature."""
     told: list[str] = []
