@@ -349,6 +349,17 @@ async def test_the_word_prompts_may_be_a_stop_string(tmp_path: Path):
         assert len(sampled[0]) == 4
 
 
+async def test_a_save_that_is_sent_again_is_done_once(tmp_path: Path):
+    """The SDK numbers its sampling session on when it does, and takes the one that is answered."""
+    async with House(tmp_path).open() as running:
+        ada = await running.client().begin()
+        model = await ada.create_model()
+        first = await save(ada, model, 1, sampling_session_seq_id=7)
+        assert await save(ada, model, 1, sampling_session_seq_id=8) == first
+        with pytest.raises(RefusedError, match="another request"):
+            await save(ada, model, 1, sampling_session_seq_id=8, kind="inflight")
+
+
 @pytest.mark.slow
 async def test_heartbeats_are_answered_beside_many_samples_and_large_bodies(tmp_path: Path):
     """512 samples and 200 bodies of 3 MB, and four sessions that would lapse without heartbeats."""
