@@ -356,7 +356,7 @@ async def test_a_save_that_is_sent_again_is_done_once(tmp_path: Path):
         model = await ada.create_model()
         first = await save(ada, model, 1, sampling_session_seq_id=7)
         assert await save(ada, model, 1, sampling_session_seq_id=8) == first
-        with pytest.raises(RefusedError, match="another request"):
+        with pytest.raises(RefusedError, match="already accepted"):
             await save(ada, model, 1, sampling_session_seq_id=8, kind="inflight")
 
 
