@@ -7,17 +7,13 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_model import ComposedModel, StrictModel
 from enginehouse.deployment.configuration import AskConfig
 
 
 class GatewaySettings(StrictModel):
-    """What a gateway allows and keeps, wherever it listens."""
+    """What stands between a program and the model."""
 
-    max_body: Annotated[int, Field(ge=1)] = 32 * 2**20
-    """The largest body of a request, in bytes."""
-    max_in_flight: Annotated[int, Field(ge=1)] = 4096
-    """Requests that may be in the gateway at once; more are told to come back later."""
     adapters: Path | None = None
     """A folder of adapters, each in a folder of its own, whose name requests give as the model."""
     record: Path | None = None
@@ -35,7 +31,16 @@ class GatewaySettings(StrictModel):
         return self
 
 
-class GatewayOptions(GatewaySettings):
+class GatewayLimits(StrictModel):
+    """How much a gateway takes at once."""
+
+    max_body: Annotated[int, Field(ge=1)] = 32 * 2**20
+    """The largest body of a request, in bytes."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 4096
+    """Requests that may be in the gateway at once; more are told to come back later."""
+
+
+class GatewayOptions(StrictModel):
     """How a gateway listens, and what it allows."""
 
     host: str = "127.0.0.1"
@@ -46,14 +51,25 @@ class GatewayOptions(GatewaySettings):
     """The key that requests must carry; one is made where others can reach the gateway."""
     max_loras: Annotated[int, Field(ge=1)] | None = None
     """Adapters to load at once into a server that runs already; by default one."""
+    settings: GatewaySettings = GatewaySettings()
+    limits: GatewayLimits = GatewayLimits()
 
 
-class GatewayConfig(AskConfig, GatewaySettings):
+class EngineLimits(StrictModel):
+    """How much of what a gateway takes goes on to the engine at once."""
+
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """The largest number of requests in flight in the engine; by default it follows its queue."""
+
+
+class GatewayConfig(ComposedModel):
     """A gateway, and what answers behind it.
 
     The `server`'s host, port and api_key are the gateway's own: the server behind it listens on
     loopback.
     """
 
-    concurrency: Annotated[int, Field(ge=1)] | None = None
-    """The largest number of requests in flight in the engine; by default it follows its queue."""
+    plan: AskConfig
+    settings: GatewaySettings
+    limits: GatewayLimits
+    engine_limits: EngineLimits
