@@ -18,7 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import RunLockedError, StoreError
-from enginehouse.core.system_errors import advice
+from enginehouse.store.files import write_refused
 from enginehouse.store.journal import Journal, read_journal
 from enginehouse.store.private import make_private, open_private
 
@@ -137,7 +137,7 @@ class FutureJournal:
                 fix="stop it, or give this one another home",
             ) from error
         except OSError as error:
-            raise _refused(folder, error) from error
+            raise write_refused(folder, error) from error
         journal = cls(folder, lock)
         try:
             journal._open_file()
@@ -271,7 +271,7 @@ class FutureJournal:
                 self._journal.close()
                 self._open_file()
         except OSError as error:
-            raise _refused(self._path, error) from error
+            raise write_refused(self._path, error) from error
         finally:
             _delete(temporary)
         self._size_when_compact = size
@@ -285,7 +285,7 @@ class FutureJournal:
                 try:
                     os.fsync(descriptor)
                 except OSError as error:
-                    raise _refused(path, error) from error
+                    raise write_refused(path, error) from error
                 finally:
                     os.close(descriptor)
         with self._replacing:
@@ -310,7 +310,7 @@ class FutureJournal:
                     file.write(content)
             except OSError as error:
                 _delete(path)
-                raise _refused(path, error) from error
+                raise write_refused(path, error) from error
             self._unsynced.append(path)
         try:
             offset = self._journal.append(record)
@@ -370,11 +370,3 @@ def _delete(path: Path) -> None:
     """Delete a file, if it exists. One that cannot be deleted is left to the next `entries`."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _refused(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"cannot write {path}",
-        why=error.strerror or str(error),
-        fix=advice(error, otherwise="make room or check the permissions"),
-    )
