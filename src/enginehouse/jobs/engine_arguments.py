@@ -147,7 +147,8 @@ class _Sorting:
         given: Callable[[str], bool],
     ) -> None:
         self._kind = str(values["type"])
-        self._removed = {} if _is_pinned(values) or not words else removed_flags(self._kind)
+        is_pinned = values.get("version") or values.get("python")  # maybe with other flags
+        self._removed = {} if is_pinned or not words else removed_flags(self._kind)
         self._values = values
         self._place = place
         self._given = given
@@ -208,11 +209,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list) and all(isinstance(word, str) for word in value)
     )
-
-
-def _is_pinned(values: Mapping[str, Any]) -> bool:
-    """Whether the engine may be another version than the one whose flags are known here."""
-    return bool(values.get("version") or values.get("python"))
 
 
 def _flags_of(command: str, *, kind: str, place: str) -> list[str]:
