@@ -181,6 +181,16 @@ async def test_a_group_and_a_scale_without_right_and_wrong(house: House):
     assert lengths.headline.n == 12
 
 
+async def test_answers_that_were_cut_off_are_counted(house: House):
+    """The harness scores them as they are; the report says how many there are."""
+    report = await evaluate(house, {"name": "fake:sums", "max_tokens": 1}, "fake:lengths")
+    cut, whole = report.tasks
+    assert figures(cut)[1].truncated == 12
+    assert figures(whole)[1].truncated == 0
+    (note,) = (note for note in report.notes if "cut off" in note)
+    assert note.startswith("fake:sums: 12 of 12 answers were cut off at the token limit")
+
+
 async def test_a_complete_run_asks_nothing(house: House):
     """Neither the engine nor the harness is started again."""
     first = await evaluate(house, "fake:sums")
@@ -222,6 +232,13 @@ async def test_a_group_and_one_of_its_parts(house: House, tasks: tuple[str, ...]
     assert shared.task == "fake:sums"
     assert shared.headline is not None
     assert shared.headline.difference == 0
+
+
+async def test_a_subset_is_noted_by_the_parts_of_a_group(house: House):
+    """The group has no items of its own."""
+    report = await evaluate(house, "fake:both", limit=2)
+    noted = [note for note in report.notes if "a subset" in note]
+    assert noted == [f"fake:{part}: a subset, 2 of 12 items" for part in ("sums", "lengths")]
 
 
 async def test_two_groups_with_a_part_in_common(house: House):

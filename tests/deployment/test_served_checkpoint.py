@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.sampler import Capabilities
-from enginehouse.deployment.served_checkpoint import checkpoint_folder, context_length
+from enginehouse.deployment.served_checkpoint import ServedCheckpoint, served_checkpoint
 from enginehouse.engines.options import ServerOptions
 
 BASE = {"id": "base", "max_model_len": 640}
@@ -26,9 +26,12 @@ ADAPTER = {"id": "adapter", "parent": "base", "max_model_len": None}
 async def target_of(
     listed: Any, *, model: str = "base", folder: Path | None = None
 ) -> AsyncIterator[Any]:
-    """A model on a server with this list; of our own if it has a folder."""
+    """A model on a server with this list, which is read once; of our own if it has a folder."""
+    read = 0
 
     async def models(_: web.Request) -> web.Response:
+        nonlocal read
+        read += 1
         return web.json_response(listed, status=200 if listed else 404)
 
     application = web.Application()
@@ -40,12 +43,13 @@ async def target_of(
         HTTPSampler(str(server.make_url("")), model=model, capabilities=capabilities) as sampler,
     ):
         yield SimpleNamespace(sampler=sampler, deployment=SimpleNamespace(model=ours))
+        assert read == 1
 
 
-async def length_of(listed: Any, **how: Any) -> int | None:
+async def checkpoint_of(listed: Any, **how: Any) -> ServedCheckpoint:
     """That of such a model."""
     async with target_of(listed, **how) as target:
-        return await context_length(target, ServerOptions())
+        return await served_checkpoint(target, ServerOptions())
 
 
 @pytest.mark.parametrize("model", ["base", "adapter", "alias"])
@@ -54,25 +58,22 @@ async def test_the_folder_is_the_one_that_the_server_names(tmp_path: Path, model
     adapter = ADAPTER | {"root": str(tmp_path / "adapter")}
     for folder, found in ((tmp_path, tmp_path), (tmp_path / "elsewhere", None)):
         listed = {"data": [BASE | {"root": str(folder)}, adapter]}
-        async with target_of(listed, model=model) as target:
-            assert await checkpoint_folder(target) == found
+        assert (await checkpoint_of(listed, model=model)).folder == found
 
 
 async def test_a_handle_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also where a folder has that name."""
     (tmp_path / "org/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    async with target_of({"data": [BASE | {"root": "org/model"}]}) as target:
-        assert await checkpoint_folder(target) is None
+    listed = {"data": [BASE | {"root": "org/model"}]}
+    assert await checkpoint_of(listed) == ServedCheckpoint(folder=None, max_model_len=640)
 
 
 @pytest.mark.parametrize("listed", [None, {"data": [BASE]}])
 async def test_the_folder_of_our_own(tmp_path: Path, listed: Any):
     """It is known, and nobody else's is where nothing says it."""
-    async with target_of(listed, folder=tmp_path) as target:
-        assert await checkpoint_folder(target) == tmp_path
-    async with target_of(listed) as target:
-        assert await checkpoint_folder(target) is None
+    assert (await checkpoint_of(listed, folder=tmp_path)).folder == tmp_path
+    assert (await checkpoint_of(listed)).folder is None
 
 
 @pytest.mark.parametrize(
@@ -81,17 +82,17 @@ async def test_the_folder_of_our_own(tmp_path: Path, listed: Any):
 async def test_the_servers_list_says_it(model: str, length: int | None):
     """An adapter is as long as its model; another model of the server is not."""
     listed = {"data": [BASE, ADAPTER, {"id": "other"}]}
-    assert await length_of(listed, model=model) == length
+    assert (await checkpoint_of(listed, model=model)).max_model_len == length
 
 
 @pytest.mark.parametrize("listed", [None, {"data": [{"id": "base"}]}, {"models": []}])
 async def test_otherwise_a_checkpoint_of_ours_does(tmp_path: Path, listed: Any):
     """Nothing does where there is none, or it does not say it."""
-    assert await length_of(listed) is None
-    assert await length_of(listed, folder=tmp_path) is None
+    assert (await checkpoint_of(listed)).max_model_len is None
+    assert (await checkpoint_of(listed, folder=tmp_path)).max_model_len is None
     for config in (
         {"max_position_embeddings": 99},
         {"text_config": {"max_position_embeddings": 99}},
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert await length_of(listed, folder=tmp_path) == 99
+        assert (await checkpoint_of(listed, folder=tmp_path)).max_model_len == 99

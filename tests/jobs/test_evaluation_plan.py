@@ -136,6 +136,26 @@ def test_other_harnesses_tasks_are_in_the_plan(tmp_path):
     assert (ours.concurrency, theirs.concurrency) == (8, 8)
 
 
+def test_a_harness_finds_the_users_own_tasks(tmp_path):
+    """A file beside the launch file by its whole path, and the folder that holds others."""
+    (tmp_path / "adds.py").touch()
+    (tmp_path / "own").mkdir()
+    names = ("inspect:adds.py@adds", "inspect:elsewhere.py")
+    planned = plan(tmp_path, *names, params={"extra": {"include_path": "own"}})
+    settings = planned.evaluation.settings
+    assert [task.name for task in settings.tasks] == [
+        f"inspect:{tmp_path}/adds.py@adds",
+        "inspect:elsewhere.py",
+    ]
+    assert settings.include_path == tmp_path / "own"
+    other = {
+        "name": "lm-eval:sums",
+        "nemo_evaluator_config": asked({"extra": {"include_path": "other"}}),
+    }
+    with pytest.raises(ConfigurationError, match="several folders"):
+        plan(tmp_path, names[0], other, params={"extra": {"include_path": "own"}})
+
+
 def test_lm_eval_has_the_tokenizer_of_a_model_elsewhere(tmp_path):
     """Its log-likelihoods are asked as tokens; what the task says itself comes first."""
     own = {"params": {"extra": {"tokenizer": "org/model"}}}

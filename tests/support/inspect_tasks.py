@@ -14,12 +14,14 @@ CAPITALS = {
     "Egypt": "Cairo",
 }
 _CAPITALS = '''
+from typing import Literal
+
 from inspect_ai import Task, task
 from inspect_ai.dataset import FieldSpec, json_dataset
 from inspect_ai.model import ChatMessageUser
 from inspect_ai.scorer import exact, includes
 from inspect_ai.solver import generate, solver, use_tools
-from inspect_ai.tool import tool
+from inspect_ai.tool import ToolFunction, tool
 
 CAPITALS = {capitals}
 
@@ -33,6 +35,19 @@ def look_up():
             country: The country's name.
         """
         return CAPITALS.get(country, "unknown")
+
+    return execute
+
+
+@tool
+def look_up_one_of_three():
+    async def execute(country: Literal["France", "Japan", "Kenya"]) -> str:
+        """Look up the capital of a country.
+
+        Args:
+            country: The country's name.
+        """
+        return CAPITALS[country]
 
     return execute
 
@@ -63,6 +78,22 @@ def capitals(greeting: str = "") -> Task:
         ],
         scorer=[includes(), exact()],
         version="2-B",
+    )
+
+
+@task
+def made_to_call() -> Task:
+    choice = ToolFunction(name="look_up_one_of_three")
+    return Task(
+        dataset=countries(),
+        solver=[
+            use_tools(look_up_one_of_three(), tool_choice=choice),
+            generate(tool_calls="single"),
+            ask_again(),
+            use_tools(tool_choice="none"),
+            generate(),
+        ],
+        scorer=[includes()],
     )
 
 

@@ -14,12 +14,14 @@ from aiohttp.test_utils import TestServer
 
 BOS = 256
 LIKELY, UNLIKELY = -0.1, -3.0
+_REFUSAL = {"error": {"message": "too long by 7 tokens"}}
 
 
 class OpenAIEndpoint:
     """Answers chats with `answer(last message)`; texts that end with one of `likely` are likely.
 
-    It waits until `at_once` requests have come before it answers the first.
+    Answers in `cut_off` end at the token limit. What contains REFUSE is refused. It waits until
+    `at_once` requests have come before it answers the first.
     """
 
     def __init__(self, *, answer: Callable[[str], str], likely: tuple[str, ...]) -> None:
@@ -27,6 +29,7 @@ class OpenAIEndpoint:
         self.url = ""
         self.at_once = 1
         self.echoes = True
+        self.cut_off: tuple[str, ...] = ()
         self._answer, self._likely = answer, likely
         self._enough = asyncio.Event()
 
@@ -39,22 +42,32 @@ class OpenAIEndpoint:
         body = await self._read(request)
         question = body["messages"][-1]["content"]
         if "REFUSE" in question:
-            return web.json_response({"error": {"message": "too long by 7 tokens"}}, status=400)
-        message = {"role": "assistant", "content": self._answer(question)}
-        return web.json_response({"choices": [{"index": 0, "message": message}]})
+            return web.json_response(_REFUSAL, status=400)
+        answer = self._answer(question)
+        message = {"role": "assistant", "content": answer}
+        return web.json_response({"choices": [{"message": message, **self._end(answer)}]})
 
     async def completions(self, request: web.Request) -> web.Response:
-        """POST /v1/completions with echo, of tokens that are bytes, or BOS."""
+        """POST /v1/completions of tokens that are bytes, or BOS."""
         body = await self._read(request)
-        choices = []
+        choices: list[dict[str, Any]] = []
         for index, tokens in enumerate(body["prompt"]):
             text = bytes(token for token in tokens if token != BOS).decode()
+            if "REFUSE" in text:
+                return web.json_response(_REFUSAL, status=400)
+            if not body.get("echo"):
+                answer = self._answer(text)
+                choices.append({"text": answer, **self._end(answer), "index": index})
+                continue
             value = LIKELY if text.endswith(self._likely) else UNLIKELY
             values = [None, *[value] * len(tokens)] if self.echoes else [value]
             top = [None if one is None else {"x": one} for one in values]
             logprobs = {"token_logprobs": values, "top_logprobs": top}
             choices.append({"index": index, "text": text, "logprobs": logprobs})
         return web.json_response({"choices": choices})
+
+    def _end(self, answer: str) -> dict[str, Any]:
+        return {"index": 0, "finish_reason": "length" if answer in self.cut_off else "stop"}
 
     async def _read(self, request: web.Request) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()

@@ -151,6 +151,45 @@ def bad_requests_are_refused_alone():
     assert engine._adapters["good"].gradient is not None
 
 
+def a_request_that_overflows_leaves_no_gradients():
+    """Between two good ones of its adapter, in the same pass; an adapter beside it is untouched."""
+    far = np.full(6, -1e4, np.float32)
+    good = make_datum("importance_sampling", 6, seed=1)
+    inputs = {**good.inputs, "logprobs": far, "advantages": -far}
+    bad = LossRequest(
+        model_id="ours",
+        loss="importance_sampling",
+        data=(good, Datum(tokens=good.tokens, inputs=inputs)),
+    )
+    engine = make_engine()
+    for name in ("ours", "other", "expected"):
+        engine.create(name, LoraSpec(rank=4, seed=1))
+        train(engine, name)
+    asked = [request(name, seed=seed) for name, seed in (("ours", 5), ("other", 6), ("ours", 7))]
+    results = engine.compute([asked[0], bad, asked[1], bad, asked[2]])
+    assert [isinstance(one, RequestError) for one in results] == [False, True, False, True, False]
+    for before, after in ((5, 7), (6, None)):
+        name = "ours" if after else "other"
+        expected = [request("expected", seed=seed) for seed in (before, after) if seed]
+        compute(engine, *expected)
+        assert_all_close(gradients(engine, name), gradients(engine, "expected"))
+        engine.drop_gradients("expected")
+
+
+def many_small_requests_take_the_memory_of_one():
+    """That of a gradient and a copy of the weights, and not of one for each request."""
+    engine = make_engine(dtype=torch.bfloat16)
+    engine.create("ours", LoraSpec(rank=2048, seed=1))
+    train(engine, "ours")
+    asked = [request("ours", lengths=(3,), seed=seed) for seed in range(100)]
+    compute(engine, *asked[:2])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB
+    compute(engine, *asked)
+    more = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    adapter = 4 * engine._adapters["ours"].weights.numel()
+    assert more < 10 * adapter, f"{more / adapter:.1f} times the adapter"
+
+
 def a_step_needs_finite_gradients():
     """Without any it is refused; with NaN they are dropped, and the weights stay."""
     engine = make_engine()
@@ -204,6 +243,8 @@ if __name__ == "__main__":
         a_save_is_whole_or_nothing,
         a_damaged_checkpoint_is_refused,
         bad_requests_are_refused_alone,
+        a_request_that_overflows_leaves_no_gradients,
+        many_small_requests_take_the_memory_of_one,
         a_step_needs_finite_gradients,
         memory_that_runs_out_makes_passes_smaller,
         models_that_change_their_logits_are_refused,

@@ -146,6 +146,11 @@ class TrainingService:
             await self.optim_step(next(numbers), model_id, user=user)
         await self.finish(next(numbers), model_id, user=user)
 
+    async def train_once(self, seq_id: int, model_id: str = MODEL, **how: Any) -> None:
+        """One step on one chunk, with this seq_id and the next."""
+        assert "loss:sum" in await self.answer(await self.forward_backward(seq_id, model_id, **how))
+        assert "metrics" in await self.answer(await self.optim_step(seq_id + 1, model_id))
+
     async def finish(self, seq_id: int, model_id: str = MODEL, *, user: str = "ada") -> None:
         """Save the last checkpoint, and wait for it."""
         await self.answer(await self.save(seq_id, "final", model_id, user=user))

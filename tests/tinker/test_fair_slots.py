@@ -18,12 +18,12 @@ class Work:
         self.begun: list[str] = []
         self.running: dict[str, list[asyncio.Event]] = {}
 
-    def add(self, user: str, *, cost: float = 1.0) -> asyncio.Task[None]:
-        """Ask for a place."""
-        return asyncio.create_task(self._hold(user, cost))
+    def add(self, user: str, *, cost: float = 1.0, places: int = 1) -> asyncio.Task[None]:
+        """Ask for places."""
+        return asyncio.create_task(self._hold(user, cost, places))
 
-    async def _hold(self, user: str, cost: float) -> None:
-        async with self.slots.slot(user, cost=cost):
+    async def _hold(self, user: str, cost: float, places: int) -> None:
+        async with self.slots.slot(user, cost=cost, places=places):
             self.begun.append(user)
             end = asyncio.Event()
             self.running.setdefault(user, []).append(end)
@@ -48,13 +48,48 @@ async def test_no_user_has_more_than_its_share():
     await settled()
     assert Counter(work.begun) == {"eve": 2, "ada": 1}
     assert work.slots.load() == {"eve": (2, 1), "ada": (1, 0), "bob": (0, 1)}
-    assert "as many as one user may have" in (work.slots.why_wait("eve") or "")
-    assert "all 3 places" in (work.slots.why_wait("bob") or "")
+    assert "2 are the most of one user" in (work.slots.why_wait("eve") or "")
+    assert "the 3 places" in (work.slots.why_wait("bob") or "")
     for user in ("ada", "eve", "eve", "eve", "bob"):
         await work.end(user)
     await asyncio.gather(*tasks)
     assert work.slots.load() == {}
     assert work.slots.why_wait("eve") is None
+
+
+async def test_large_pieces_take_several_places():
+    """No more than a user's share; who is next is waited for, and not passed by smaller ones."""
+    work = Work(FairSlots(total=4, per_user=3))
+    tasks = [work.add("eve", places=1000), work.add("eve"), work.add("ada")]
+    await settled()
+    assert work.begun == ["eve", "ada"]
+    tasks += [work.add("bob", places=2), work.add("ada", cost=5)]
+    await settled()
+    assert work.slots.load() == {"eve": (3, 1), "ada": (1, 1), "bob": (0, 1)}
+    assert "the 4 places" in (work.slots.why_wait("cid", places=9) or "")
+    await work.end("ada")
+    assert work.begun == ["eve", "ada"]  # Bob has waited longest, and one place is too few
+    await work.end("eve")
+    assert work.begun[2] == "bob"
+    assert Counter(work.begun[3:]) == {"eve": 1, "ada": 1}
+    for user in ("bob", "eve", "ada"):
+        await work.end(user)
+    await asyncio.gather(*tasks)
+    assert work.slots.load() == {}
+
+
+async def test_what_was_charged_too_much_is_given_back():
+    """So that an answer which was short costs what it was, not what it might have been."""
+    work = Work(FairSlots(total=1, per_user=1))
+    tasks = [work.add("eve", cost=100), work.add("ada", cost=10), work.add("ada", cost=10)]
+    tasks += [work.add("eve", cost=100)]
+    await settled()
+    work.slots.charge("eve", -99)
+    await work.end("eve")
+    for _ in range(3):
+        await work.end(work.begun[-1])
+    await asyncio.gather(*tasks)
+    assert work.begun == ["eve", "ada", "eve", "ada"]
 
 
 async def test_users_take_turns_by_what_they_were_given():

@@ -82,6 +82,26 @@ def test_the_journal_is_compacted_when_it_has_grown(tmp_path, monkeypatch):
     journal.close()
 
 
+def test_a_compacted_journal_that_cannot_be_opened_is_not_used(tmp_path, monkeypatch):
+    """The old one stays open, so nothing is refused until a restart."""
+    journal = FutureJournal.open(tmp_path)
+
+    def unopened(path: Path, **how: object) -> None:
+        raise StoreError(f"cannot open {path}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(future_journal, "Journal", unopened)
+        with pytest.raises(StoreError, match="cannot open"):
+            journal.compact()
+    accept(journal, "one")
+    journal.compact()
+    accept(journal, "two")
+    journal.close()
+    journal = FutureJournal.open(tmp_path)
+    assert [name for name, _, _ in stored(journal)] == ["one", "two"]
+    journal.close()
+
+
 def test_a_disk_too_full_to_compact_loses_nothing(tmp_path, monkeypatch):
     """The old journal goes on, and compacting is tried again later."""
     monkeypatch.setattr(future_journal, "_GROWN", 0)

@@ -469,3 +469,19 @@ async def lines_before_kill(folder: Path, name: str, moment: int) -> list[list[s
     lines += (await process.stdout.read()).splitlines(keepends=True)
     assert await process.wait() == -9
     return [line.decode().split() for line in lines if line.endswith(b"\n")]
+
+
+async def test_an_answer_that_cannot_be_written_leaves_room_for_another(futures, monkeypatch):
+    """An error that is not the disk's is raised, and the future is not stuck with it."""
+    future = await accept(futures)
+    written = futures._journal.answer
+
+    def defective(**record: Any) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(futures._journal, "answer", defective)
+    with pytest.raises(ValueError, match="a defect"):
+        await futures.finish(future, b"answer")
+    monkeypatch.setattr(futures._journal, "answer", written)
+    await futures.fail(future, "it failed", category="server")
+    assert future.state == "failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -97,7 +98,7 @@ async def test_a_client_is_told_which_job_the_others_wait_for(tmp_path: Path):
     async with training_service(tmp_path) as service:
         await service.answer(await service.create())
         future = await service.forward_backward(2)
-        assert future.reason == "the model's job with seq_id 1 has not arrived"
+        assert "job with seq_id 1 has not arrived; this one fails if" in (future.reason or "")
         (user,) = service.queue.status().users
         assert user.user == "ada"
         assert user.reasons == {future.reason: 1}
@@ -159,3 +160,78 @@ async def test_cross_entropy_has_no_such_figures(tmp_path: Path):
     async with training_service(tmp_path) as service:
         await service.create()
         assert list(await service.answer(await service.forward_backward(1))) == ["loss:sum"]
+
+
+async def test_a_job_that_never_arrives_is_not_waited_for_without_end(tmp_path: Path):
+    """Those behind it fail and name it, no half batch is applied, and the model goes on."""
+    limits = Limits(gap=0.2, restart_delay=0)
+    async with training_service(tmp_path, limits=limits) as service:
+        await service.create(seed=7)
+        await service.answer(await service.forward_backward(1))
+        behind = [await service.forward_backward(3), await service.optim_step(5)]  # nor has 4
+        for future in behind:
+            answer = await service.answer(future)
+            assert "job with seq_id 2 did not arrive within 0.2 seconds" in answer["error"]
+            assert answer["category"] == "user"
+        late = await service.answer(await service.forward_backward(2))
+        assert "it arrived when those behind it had been given up" in late["error"]
+        await service.train_once(6)
+        behind = [await service.forward_backward(9), await service.save(11, "no")]
+        for future in behind:
+            assert "seq_id 8" in (await service.answer(future))["error"]
+        assert "seq_id 8" in (await service.answer(await service.optim_step(12)))["error"]
+    async with training_service(tmp_path, limits=limits) as service:  # killed: done again
+        await service.train_once(13)
+        await service.finish(15)
+        weights = await service.final_weights()
+    async with training_service(tmp_path / "undisturbed") as service:
+        await service.create(seed=7)
+        for seq_id in (1, 3):
+            await service.train_once(seq_id, seed=6 if seq_id == 1 else 13)
+        await service.finish(5)
+        assert await service.final_weights() == weights
+
+
+@pytest.mark.parametrize("how", [{"forward_only": True}, {}], ids=["forward", "backward"])
+async def test_jobs_without_a_step_are_not_kept_for_ever(tmp_path: Path, how: dict[str, bool]):
+    """After 64 the state is saved, though the queue is never idle, and their bodies are gone."""
+    async with training_service(tmp_path) as service:
+        await service.create()
+        for seq_id in range(1, 70):
+            future = await service.forward_backward(seq_id, **how)
+            await service.answer(future)
+        assert len(service.futures.answered(model_id=MODEL, after=-1)) < 10
+        assert ("error" in await service.answer(await service.optim_step(70))) is bool(how)
+
+
+async def test_an_idle_model_leaves_the_memory_though_others_are_busy(tmp_path: Path):
+    """It comes back with its next job."""
+    limits = Limits(idle=0.05, restart_delay=0)
+    idle, busy = "ses-1:train:0", "ses-2:train:0"
+    async with training_service(tmp_path, limits=limits) as service:
+        await service.answer(await service.create(idle))
+        await service.answer(await service.create(busy, user="bob"))
+        for seq_id in itertools.count(1):
+            await service.answer(await service.forward_backward(seq_id, busy, user="bob"))
+            resident = {m.model_id: m.resident for m in service.queue.status().models}
+            assert resident[busy]
+            if not resident[idle]:
+                break
+        assert "loss:sum" in await service.answer(await service.forward_backward(1, idle))
+
+
+async def test_the_body_of_a_forward_pass_is_not_kept(tmp_path: Path):
+    """It has its place among the jobs that are done again, and nothing to do there."""
+    async with training_service(tmp_path) as service:
+        await service.create(seed=7)
+        jobs = [
+            await service.forward_backward(seq_id, datums=200, forward_only=seq_id != 2)
+            for seq_id in (1, 2, 3)
+        ]
+        for future in jobs:
+            assert "loss:sum" in await service.answer(future)
+        kept = [path.name for path in (tmp_path / "futures" / "bodies").iterdir()]
+        assert kept == [jobs[1].request_id]
+    async with training_service(tmp_path) as service:
+        assert "metrics" in await service.answer(await service.optim_step(4))
+        assert len(service.futures.answered(model_id=MODEL, after=-1)) == 5

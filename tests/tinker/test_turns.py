@@ -167,3 +167,25 @@ async def test_a_user_who_returns_is_next_after_at_most_one_turn_of_each_other(t
         for future in (*busy, back):
             await service.answer(future)
     assert (models[0],) in trainer.passes[began : began + 3]
+
+
+async def test_a_model_that_has_to_be_loaded_costs_more_than_its_tokens(tmp_path: Path):
+    """Tiny jobs that make room for one another do not take most of the time."""
+    trainer = HeldTrainer()
+    limits = Limits(resident=1, pass_tokens=300, restart_delay=0)
+    models = [f"ses-1:train:{number}" for number in range(4)]
+    async with training_service(tmp_path, trainer=trainer, limits=limits) as service:
+        for model in models:
+            await service.answer(await service.create(model))
+        await service.answer(await service.create("ses-2:train:0", user="bob"))
+        wanted = [
+            await service.forward_backward(seq_id, "ses-2:train:0", user="bob", length=256)
+            for seq_id in range(1, 11)
+        ]
+        for model in models:
+            await service.forward_backward(1, model, length=1)
+        trainer.go.set()
+        for future in wanted:
+            await service.answer(future)
+    first = [model for passed in trainer.passes[:7] for model in passed]
+    assert sum(model in models for model in first) <= 3

@@ -423,3 +423,15 @@ async def test_any_order_of_events(seed):
     assert house.most <= 3
     assert all((guest.held, guest.waiting, guest.gone) == (0, [], None) for guest in everyone)
     assert {guest.name for guest in house.residence.inside} == house.present
+
+
+async def test_owners_take_turns():
+    """One guest of Ada's does not wait for all of Eve's, who were there before."""
+    house = House(1)
+    eves = [Guest(name=name, owner="eve") for name in "abcdef"]
+    adas = [Guest(name=name, owner="ada") for name in "xy"]
+    visits = [asyncio.create_task(house.visit(guest)) for guest in eves]
+    await until(lambda: house.book == ["+a"])
+    visits += [asyncio.create_task(house.visit(guest)) for guest in adas]
+    await asyncio.gather(*visits)
+    assert [entry for entry in house.book if entry[0] == "+"][:5] == ["+a", "+x", "+b", "+y", "+c"]

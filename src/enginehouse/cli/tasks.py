@@ -95,7 +95,10 @@ def list_harness_tasks(
 
     def text() -> None:
         rows = [(task.name, task.kind, task.description) for task in found]
-        print_rows(("task", "asks for", "description"), rows)
+        if sys.stdout.isatty():
+            print_rows(("task", "asks for", "description"), rows)
+        else:  # for grep and the like: long names are not broken over two lines
+            typer.echo("\n".join("  ".join(filter(None, row)) for row in rows))
         console.note(f"{len(found):,} of {len(listed):,} tasks")
 
     console.result(found, text=text)

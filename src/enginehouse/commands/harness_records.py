@@ -134,6 +134,8 @@ def _task_records(
             ),
             parts=tuple(prefix + part for part in result.subtasks),
             part_of=None if name == asked.name else asked.name,
+            truncated=sum(sample.truncated for sample in result.samples),
+            shortened=sum(sample.shortened for sample in result.samples),
             **(msgspec.structs.asdict(traffic) if traffic else {}),
         ),
     )

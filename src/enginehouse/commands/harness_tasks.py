@@ -22,7 +22,7 @@ from enginehouse.commands.harness_records import Traffic, records_of
 from enginehouse.core.errors import ConfigurationError, HarnessError, nearest
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.base import Target
-from enginehouse.deployment.served_checkpoint import checkpoint_folder, context_length
+from enginehouse.deployment.served_checkpoint import served_checkpoint
 from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.evaluation.foreign import ForeignTraffic, OnForeignProgress
@@ -196,11 +196,12 @@ def _require_task(
         return  # only running it would load the file
     if named.task not in known:
         close = nearest(named.task, known)
+        fix = f"did you mean {named.harness}:{close}? " if close else ""
+        fix += f"`enginehouse tasks --harness {named.harness} WORD` searches its {len(known):,}"
+        if config.settings.include_path is None:
+            fix += "; --include-path names a folder with tasks of your own"
         raise HarnessError(
-            f"{named.harness} has no task {named.task!r}",
-            kind="unknown_task",
-            fix=(f"did you mean {named.harness}:{close}? " if close else "")
-            + f"`enginehouse tasks --harness {named.harness} WORD` searches its {len(known):,}",
+            f"{named.harness} has no task {named.task!r}", kind="unknown_task", fix=fix
         )
     engine = config.plan.engine
     parts = sorted(contents_of(named.task, known).names & known.keys())
@@ -327,7 +328,8 @@ class HarnessTasks:
             ),
         )
         began = time.monotonic()
-        self._context.notify(f"{task.name}: {name.harness} {one.environment.version} runs it")
+        harness = f"{name.harness} {one.environment.version}"
+        self._context.notify(f"{task.name}: {harness} runs it in {folder}")
         async with self._open_gateway(options) as gateway:
             results = await _while_it_answers(
                 gateway,
@@ -377,15 +379,16 @@ class HarnessTasks:
 
     async def _endpoint(self, gateway: Gateway, task: TaskSpec) -> HarnessEndpoint:
         target = self._target
+        checkpoint = await served_checkpoint(target, self._config.plan.server)
         return HarnessEndpoint(
             url=gateway.url,
             api_key=gateway.api_key or "",
             model=target.sampler.model,
-            tokenizer=await checkpoint_folder(target),
+            tokenizer=checkpoint.folder,
             chat=self._is_chat(),
             capabilities=self.capabilities,
             concurrency=task.concurrency or self._spec.concurrency or IN_FLIGHT,
-            max_model_len=await context_length(target, self._config.plan.server),
+            max_model_len=checkpoint.max_model_len,
         )
 
     def _is_chat(self) -> bool:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.core.errors import BadRequestError, MalformedResponseError, UnsupportedError
 from enginehouse.deployment.base import Target
@@ -14,32 +16,36 @@ from enginehouse.engines.options import ServerOptions
 from enginehouse.weights.served_models import ServedModel, decode_served_models
 
 
-async def checkpoint_folder(target: Target) -> Path | None:
-    """The folder of the checkpoint, without an adapter's; None if it is not on this machine.
+class ServedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a target serves, without an adapter.
 
-    For a server that is not ours, it is the one that its list of models names by its whole path:
-    a hub handle may also be a folder's name here. Raises WireError.
+    `folder` is None if the checkpoint is not on this machine. `max_model_len` is the longest prompt
+    and answer together, in tokens; None if nothing says it.
     """
+
+    folder: Path | None
+    max_model_len: int | None
+
+
+async def served_checkpoint(target: Target, options: ServerOptions) -> ServedCheckpoint:
+    """What a target serves, by the server's own list of models, which is read once.
+
+    The folder of a server that is not ours is the one that the list names by its whole path: a hub
+    handle may also be a folder's name here. Where the list of a server of our own does not say how
+    long prompts may be, the `options` that it was started with and then its checkpoint do. Raises
+    WireError.
+    """
+    listed = await _listed(target.sampler)
     if (model := target.deployment.model) is not None:
         folder = Path(model.path)
+        length = listed.max_model_len or options.max_model_len or _length_of(folder)
     else:
-        folder = Path((await _listed(target.sampler)).root or "")
+        folder = Path(listed.root or "")
+        length = listed.max_model_len  # the options have no effect on a server that is not ours
         if not folder.is_absolute():
-            return None
-    return folder if await asyncio.to_thread(folder.is_dir) else None
-
-
-async def context_length(target: Target, options: ServerOptions) -> int | None:
-    """The longest prompt and answer together, in tokens; None if nothing says it.
-
-    The server's own list of models comes first. For a server of our own that does not say it, the
-    `options` that it was started with and then its checkpoint do. Raises WireError.
-    """
-    if (listed := (await _listed(target.sampler)).max_model_len) is not None:
-        return listed
-    if (model := target.deployment.model) is None:
-        return None  # the options have no effect on a server that is not ours
-    return options.max_model_len or _length_of(Path(model.path))
+            return ServedCheckpoint(folder=None, max_model_len=length)
+    is_here = await asyncio.to_thread(folder.is_dir)
+    return ServedCheckpoint(folder=folder if is_here else None, max_model_len=length)
 
 
 async def _listed(sampler: HTTPSampler) -> ServedModel:

@@ -365,6 +365,16 @@ def _harness_notes(task: TaskLedger, harness: HarnessWork) -> list[str]:
             f"{record.task}: {harness.name} reports {own.value:.4g} as {record.headline}, its "
             f"samples give {ours.value:.4g}"
         )
+    if harness.truncated:
+        notes.append(
+            f"{record.task}: {harness.truncated:,} of {len(task.states):,} answers were cut off at "
+            f"the token limit, and {harness.name} scored what there was of them"
+        )
+    if harness.shortened:
+        notes.append(
+            f"{record.task}: {harness.name} cut off the beginning of {harness.shortened:,} of "
+            f"{len(task.states):,} prompts, which were longer than the model takes"
+        )
     if harness.replayed:
         notes.append(
             f"{record.task}: {harness.replayed:,} of {harness.requests + harness.replayed:,} "
@@ -377,7 +387,7 @@ def _task_notes(task: TaskLedger, spec: EvaluationSpec | None) -> list[str]:
     notes = []
     record = task.record
     settings = settings_for(record, spec) if spec else None
-    if record.subset:
+    if record.subset and not (record.harness and record.harness.parts):  # a group's parts say it
         of = f"{record.full_size:,}" if record.full_size is not None else "an unknown number of"
         notes.append(f"{record.task}: a subset, {record.items:,} of {of} items")
     if settings and not record.harness and record.samples < (settings.samples or 1):

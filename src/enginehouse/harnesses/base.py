@@ -98,8 +98,9 @@ class HarnessSample(msgspec.Struct, frozen=True, kw_only=True):
     """What a harness recorded of one item: `item` is its id, unique within the task.
 
     `prompt` and `answer` are for people to read. `outcome` is that of the task's headline metric
-    where that is 0 or 1 for each sample, None where it is not. `failure` says why the harness
-    could not ask or score it.
+    where that is 0 or 1 for each sample, None where it is not. `truncated`: its answer ended at the
+    token limit; `shortened`: the harness cut off the beginning of its prompt, which was longer than
+    the model takes. `failure` says why the harness could not ask or score it.
     """
 
     item: str
@@ -110,6 +111,8 @@ class HarnessSample(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
     outcome: Outcome | None = None
     measures: Mapping[str, Measure] = msgspec.field(default_factory=dict)
+    truncated: bool = False
+    shortened: bool = False
     failure: str | None = None
 
 

@@ -354,6 +354,8 @@ class ExtraParameters(Section):
     """The number of examples before each question, for a harness's task."""
     arguments: Mapping[str, Any] = {}
     """What else a harness's task takes, by its own names."""
+    include_path: str | None = None
+    """A folder with tasks of the user's own, for a harness; a relative one is the file's."""
     tokenizer: str | None = None
     """The folder or hub handle of the model's tokenizer, for lm-eval's tasks where the evaluation
     does not have the model's files: of a server elsewhere, or a generic one."""

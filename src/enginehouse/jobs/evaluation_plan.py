@@ -81,7 +81,7 @@ def plan_evaluation(config: LaunchConfig, *, folder: PurePosixPath) -> Evaluatio
         _task_settings(config, task, resolved, notes)
         for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
     ]
-    values = _with_common_apart(settings) | _answering(config)
+    values = _with_common_apart(settings) | _own_tasks(config, tasks) | _answering(config)
     variables = config.variables
     gpus, gpus_per_node, companions = 0, 0, Arrangement()
     judge = _judge_of(config, tasks, notes)
@@ -120,7 +120,7 @@ def _task_settings(
         return _harness_settings(config, task, resolved, settings, notes)
     notes += [
         f"{task.name}: params.extra.{name} has no effect on a native task"
-        for name in ("num_fewshot", "arguments", "tokenizer")
+        for name in ("num_fewshot", "arguments", "include_path", "tokenizer")
         if getattr(parameters.extra, name)
     ]
     values = {
@@ -201,6 +201,24 @@ def _harness_settings(
         **given,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _own_tasks(config: LaunchConfig, tasks: Sequence[ResolvedTask]) -> dict[str, str]:
+    """The folder with the user's own tasks, of which a run has one."""
+    base = Path(config.origin).parent
+    folders = {
+        str((base / Path(path).expanduser()).absolute())
+        for task, resolved in zip(config.evaluation.tasks, tasks, strict=True)
+        if (path := config.evaluation.settings_of(task).params.extra.include_path) is not None
+        and not resolved.native
+    }
+    if len(folders) > 1:
+        raise ConfigurationError(
+            f"params.extra.include_path names several folders: {', '.join(sorted(folders))}",
+            why="one run has one folder with tasks of your own",
+            fix="put the tasks into one folder, or launch them as jobs of their own",
+        )
+    return {"include_path": folders.pop()} if folders else {}
 
 
 def _why_not_tokenized(config: LaunchConfig, resolved: ResolvedTask) -> str | None:

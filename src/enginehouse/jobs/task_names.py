@@ -155,7 +155,7 @@ def resolve_task(written: str, *, base: Path) -> ResolvedTask:
         return _native(written, spelling.task, load_task(spelling.task), spelling)
     if written in TASKS.names() or written.startswith("reasoning_gym/"):
         return _native(written, written, load_task(written))
-    return _foreign(written, _foreign_name(written))
+    return _foreign(written, _foreign_name(written, base=base))
 
 
 def require_runnable(tasks: Iterable[ResolvedTask]) -> None:
@@ -208,10 +208,17 @@ def _native(written: str, name: str, task: Task, spelling: _Spelling | None = No
     return ResolvedTask(written=written, name=name, native=True, meaning=meaning)
 
 
-def _foreign_name(written: str) -> HarnessTaskName | None:
-    """The harness that runs a task, and its name there; None if none has it."""
+def _foreign_name(written: str, *, base: Path) -> HarnessTaskName | None:
+    """The harness that runs a task, and its name there; None if none has it.
+
+    A file of the user's own beside the configuration is named by its whole path.
+    """
     if (named := harness_task_name(written)) is not None:
-        return named
+        file, at, task = named.task.partition("@")
+        path = (base / Path(file).expanduser()).absolute()
+        if not (file.endswith(".py") and path.is_file()):
+            return named
+        return HarnessTaskName(harness=named.harness, task=f"{path}{at}{task}")
     harness, dot, name = written.rpartition(".")
     in_inspect = _NAMES_IN_INSPECT.get(name.lower())
     if not dot and in_inspect is None:

@@ -2,8 +2,8 @@
 
 The harness is used as its own command uses it: TaskManager, simple_evaluate, and its model classes
 local-chat-completions and local-completions. What is added here: each request goes to the one that
-suits it, so that a group may mix written answers with log-likelihoods; requests are counted; and
-what goes wrong is put into words.
+suits it, so that a group may mix written answers with log-likelihoods; requests are counted, and so
+is what was cut off; and what goes wrong is put into words.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,22 @@ class Progress:
 
 
 class Endpoint(LM):
-    """The served model: chat completions for messages, completions for everything else."""
+    """The served model: chat completions for messages, completions for everything else.
+
+    `truncated` are the documents, by task and number, whose answers ended at the token limit;
+    `shortened` are those of whose prompts lm-eval cut off the beginning.
+    """
 
     def __init__(self, request: dict[str, Any]) -> None:
         super().__init__()
         self._request = request
         self._chat: Any = None
         self._completions: Any = None
+        self._asked: list[Any] = []
+        self._failed: dict[Exception, Sequence[Any]] = {}  # messages of requests
         self.progress: Progress | None = None
+        self.truncated: set[tuple[str, int]] = set()
+        self.shortened: set[tuple[str, int]] = set()
 
     @property
     def chat(self) -> Any:
@@ -100,19 +109,29 @@ class Endpoint(LM):
         for wanted, model in ((True, "chat"), (False, "completions")):
             places = [at for at, is_chat in enumerate(messages) if is_chat is wanted]
             if places:
-                own = [requests[at] for at in places]
-                written = getattr(self, model).generate_until(own, disable_tqdm=True)
+                self._asked = [requests[at] for at in places]
+                asked_model = getattr(self, model)
+                self.shortened |= set(_shortened(asked_model, self._asked))
+                written = asked_model.generate_until(self._asked, disable_tqdm=True)
                 answers |= dict(zip(places, written, strict=True))
-        return [answers[at] for at in range(len(requests))]
+        self.truncated |= {
+            _document(requests[at]) for at, text in answers.items() if isinstance(text, Truncated)
+        }
+        return [str(answers[at]) for at in range(len(requests))]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002
         """Through completions that echo the prompt."""
         self.require_logprobs(None)
-        return self.completions.loglikelihood(requests, disable_tqdm=True)
+        self._asked = requests
+        model = self.completions
+        scores = model.loglikelihood(requests, disable_tqdm=True)
+        self.shortened |= {_document(r) for r in requests if r.args in model.shortened}
+        return scores
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002, FBT001, FBT002
         """All documents at once, which lm-eval's models ask one after another."""
         self.require_logprobs(None)
+        self._asked = requests
         model = self.completions
         # Windows begin with the prefix token anyway: a second one would be scored.
         model.add_bos_token, begins_with_bos = False, model.add_bos_token
@@ -139,6 +158,28 @@ class Endpoint(LM):
                 kind="needs_tokenizer",
                 fix="name the folder or the hub handle of the model in the argument tokenizer",
             )
+
+    @contextmanager
+    def noting_failure(self, request: dict[str, Any]) -> Iterator[None]:
+        """In the block a request is sent; `failed_document` knows it if that fails."""
+        try:
+            yield
+        except Exception as error:
+            self._failed[error] = request.get("messages", ())
+            raise
+
+    def failed_document(self, error: Exception) -> tuple[str, int] | None:
+        """The task and number of the document whose request failed; None if that is not clear."""
+        messages = self._failed.get(error, ())
+        if len(messages) != 1:  # several prompts in one request
+            return None
+        (message,) = messages
+        if isinstance(message, list):
+            text = self.completions.tokenizer.decode(message, skip_special_tokens=True).strip()
+            alike = (r for r in self._asked if text in "".join(a for a in r.args if a == str(a)))
+        else:
+            alike = (r for r in self._asked if r.args[0] == message)
+        return next(map(_document, alike), None)
 
     @property
     def tokenizer_name(self) -> str:
@@ -171,6 +212,27 @@ class Endpoint(LM):
         return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
 
 
+class Truncated(str):
+    """An answer that ended at the token limit."""
+
+    __slots__ = ()
+
+
+def _document(request: Any) -> tuple[str, int]:
+    return request.task_name, request.doc_id
+
+
+def _shortened(model: Any, requests: list[Any]) -> Iterator[tuple[str, int]]:
+    """The documents whose prompts are too long beside the answer; lm-eval cuts them silently."""
+    if model.tokenizer is None:
+        return  # then the prompt is sent as it is
+    for request in requests:
+        text, options = request.args
+        room = model.max_length - options.get("max_gen_toks", model._max_gen_toks)  # noqa: SLF001
+        if len(text.encode()) >= room and len(model.tok_encode(text)) > room:
+            yield _document(request)
+
+
 def _windows(model: Any, text: str) -> list[tuple[None, list[int], list[int]]]:
     """A text's tokens in pieces that fit into the model, each with what comes before it."""
     windows = get_rolling_token_windows(
@@ -182,12 +244,53 @@ def _windows(model: Any, text: str) -> list[tuple[None, list[int], list[int]]]:
     return [(None, *make_disjoint_window(window)) for window in windows]
 
 
+def _too_long(batches: list[Any], limit: int) -> Iterator[tuple[str, str]]:
+    """The contexts, with their continuations, of which lm-eval cuts off the beginning."""
+    for batch in batches:
+        for asked, context, continuation in batch:
+            if len(context) + len(continuation) > limit:
+                yield asked
+
+
+def _with_ends(answers: list[Any], outputs: Any) -> list[Any]:
+    """The answers, with those that ended at the token limit as Truncated."""
+    replies = outputs if isinstance(outputs, list) else [outputs]
+    ends: list[str | None] = []
+    for reply in replies:
+        choices = sorted(reply.get("choices") or (), key=lambda choice: choice.get("index", 0))
+        ends += [choice.get("finish_reason") for choice in choices]
+    if len(ends) != len(answers):  # some could not be read
+        return answers
+    return [
+        Truncated(text or "") if end == "length" else text
+        for text, end in zip(answers, ends, strict=True)
+    ]
+
+
 def _counting(kind: type[Any], endpoint: Endpoint) -> type[Any]:
     """One of lm-eval's models, which counts its answers and checks that the prompt was echoed."""
 
     class Counting(kind):  # type: ignore[misc]
-        def parse_generations(self, *arguments: Any, **more: Any) -> list[Any]:
-            return self._counted(super().parse_generations(*arguments, **more))
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.shortened: set[tuple[str, str]] = set()  # contexts with their continuations
+
+        async def amodel_call(self, *arguments: Any, **more: Any) -> Any:
+            with endpoint.noting_failure(more):
+                return await super().amodel_call(*arguments, **more)
+
+        def model_call(self, *arguments: Any, **more: Any) -> Any:
+            with endpoint.noting_failure(more):
+                return super().model_call(*arguments, **more)
+
+        def batch_loglikelihood_requests(self, chunks: Any) -> Any:
+            batches = [list(chunk) for chunk in chunks]
+            self.shortened |= set(_too_long(batches, self.max_length))
+            return super().batch_loglikelihood_requests(batches)
+
+        def parse_generations(self, outputs: Any, **more: Any) -> list[Any]:
+            answers = super().parse_generations(outputs=outputs, **more)
+            return self._counted(_with_ends(answers, outputs))
 
         def parse_logprobs(self, outputs: Any, tokens: Any, **more: Any) -> list[Any]:
             replies = outputs if isinstance(outputs, list) else [outputs]
@@ -230,6 +333,10 @@ def main(request: dict[str, Any], reports: Reports) -> None:
     for number, (name, own) in enumerate(zip(request["tasks"], loaded, strict=True)):
         endpoint.progress = Progress(name, reports)
         results = evaluate(name, own, manager=manager, endpoint=endpoint, request=request)
+        for task, rows in results["samples"].items():
+            for row in rows:
+                row["truncated"] = (task, row["doc_id"]) in endpoint.truncated
+                row["shortened"] = (task, row["doc_id"]) in endpoint.shortened
         text = json.dumps(_plain(results), ensure_ascii=False)
         write_whole(Path(request["results"], f"{number}.json"), text)
 
@@ -283,15 +390,30 @@ def evaluate(
         raise
     except Exception as error:
         if type(error).__module__.partition(".")[0] in {"aiohttp", "requests"}:
+            document = endpoint.failed_document(error)
             raise Failure(
-                f"a request of {name} failed",
+                f"a request of {name} failed"
+                if document is None
+                else f"the request for item {document[1]} of {document[0]} failed",
                 kind="request_failed",
-                why=warning.text or f"{type(error).__name__}: {error}",
+                why=_words_of(warning.text) or f"{type(error).__name__}: {error}",
+                fix="for a prompt that is too long: a larger --max-model-len, fewer examples "
+                "(few_shot) or a smaller max_tokens; lm-eval itself cannot leave an item out",
             ) from error
         raise _explained(error, name) from error
     finally:
         for logger in LOGGERS:
             logging.getLogger(logger).removeHandler(warning)
+
+
+def _words_of(warning: str | None) -> str | None:
+    """What the server said, without what lm-eval writes around it."""
+    text = warning or ""
+    try:
+        words = json.loads(text[text.find("{") : text.rfind("}") + 1])["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        words = None
+    return words if isinstance(words, str) else warning
 
 
 def _generation(fields: dict[str, Any] | None) -> dict[str, Any] | str | None:

@@ -69,7 +69,9 @@ class HarnessWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     that of the task's configuration. `parts` are the tasks that a group consists of; a part has the
     group's name in `part_of`, as the run asks for it. `requests` were answered by the engine
     within `seconds`, with the tokens that it stated, and `replayed` more from what an earlier try
-    had recorded; all are counted in the task that the run asks for.
+    had recorded; all are counted in the task that the run asks for. Of its samples, `truncated`
+    have an answer that ended at the token limit, and `shortened` a prompt of which the harness cut
+    off the beginning.
     """
 
     name: str
@@ -82,6 +84,8 @@ class HarnessWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     seconds: float = 0.0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    truncated: int = 0
+    shortened: int = 0
 
     def figure(self, name: str) -> HarnessFigure | None:
         """The figure of that name; None if there is none."""

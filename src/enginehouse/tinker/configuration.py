@@ -69,11 +69,11 @@ class TinkerConfig(StrictModel):
     max_queued_jobs: Positive = 4096
     """The most training jobs of one user that wait; more are answered with 429."""
     max_samples: Positive = 128
-    """The most samples of one user in flight in the sampling engine; the others wait their turn."""
+    """The most sequences of one user in the sampling engine; the other samples wait their turn."""
     max_queued_samples: Positive = 8192
     """The most samples of one user that wait; more are answered with 429."""
     samples_in_flight: Positive = 256
-    """The most samples of all users in flight in the sampling engine."""
+    """The most sequences of all users in the sampling engine."""
     kl_threshold: Fraction = 0.05
     """The |v1| or v2 of sampled and trained log-probabilities above which a warning is given."""
     heartbeat_timeout: Seconds = 300.0

@@ -85,8 +85,13 @@ class Future:
 
     @property
     def may_be_replayed(self) -> bool:
-        """Whether it may have to be computed again, from the body that is kept for that."""
+        """Whether it may have to be done again, in its place among its model's other jobs."""
         return self.replayed and self.body_kept
+
+    @property
+    def needs_body(self) -> bool:
+        """Whether its body is kept after the answer; a forward pass has nothing to repeat."""
+        return self.replayed and not self.details.get("forward_only", False)
 
     @property
     def payload_in_memory(self) -> bool:
@@ -123,11 +128,16 @@ class Future:
         self.reason = None
         if not self.replayed:
             self.forget_body()
+        elif not self.needs_body:
+            self._drop_body()
         self.answered.set()
 
     def forget_body(self) -> None:
         """Keep no body in memory; the caller sees to the file."""
         self.body_kept = False
+        self._drop_body()
+
+    def _drop_body(self) -> None:
         self._accepted = msgspec.structs.replace(self._accepted, body=None)
 
 

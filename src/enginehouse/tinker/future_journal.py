@@ -266,10 +266,16 @@ class FutureJournal:
                 size = file.tell()
                 file.flush()
                 os.fsync(file.fileno())
+            replacement = Journal(temporary, first=_Beginning)
             with self._replacing:
-                temporary.replace(self._path)
-                self._journal.close()
-                self._open_file()
+                try:
+                    temporary.replace(self._path)
+                except BaseException:
+                    replacement.close()
+                    raise
+                replacement.path = self._path
+                replaced, self._journal = self._journal, replacement
+                replaced.close()
         except OSError as error:
             raise write_refused(self._path, error) from error
         finally:

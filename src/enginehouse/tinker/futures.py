@@ -97,7 +97,10 @@ class Futures:
         }
 
     def answered(self, *, model_id: str, after: int) -> list[Future]:
-        """The answered jobs of a model with a seq_id above `after`, by seq_id, bodies included."""
+        """The answered jobs of a model with a seq_id above `after`, by seq_id.
+
+        Their bodies are kept, but for forward passes.
+        """
         jobs = [
             future
             for future in self._replayable.get(model_id, {}).values()
@@ -307,7 +310,7 @@ class Futures:
             outcome=outcome,
             payload=payload,
             content_type=content_type,
-            replayed=future.replayed,
+            replayed=future.needs_body,
         )
         await asyncio.shield(self._start(self._answer(future, record)))
 
@@ -316,8 +319,9 @@ class Futures:
             try:
                 answered = await self._thread.write(record)
                 break
-            except StoreError as error:
-                if self._closing:
+            except BaseException as error:
+                if self._closing or not isinstance(error, StoreError):
+                    future.answering = False  # another answer may be written
                     raise
                 reason = f"the service cannot write its journal: {error.why or error.message}"
                 self.hold(future, reason, state="paused_capacity")

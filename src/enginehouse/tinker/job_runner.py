@@ -100,6 +100,9 @@ class JobRunner:
                 await self._computed_part(model, job, result)
             else:
                 await self._fail(model, job, _failure(result))
+        for model in models:  # now that the state is that after a whole number of jobs
+            if model.keeps_many and model.worth_saving:
+                await self._residency.save(model)
 
     async def _computed_part(self, model: Model, job: Job, result: LossResult) -> None:
         """A part of a forward_backward has been computed; the last one completes its answer."""

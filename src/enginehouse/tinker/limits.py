@@ -14,12 +14,13 @@ class Limits:
     that is more than one sequence. `waiting_jobs` is the most of one user. `resident` models fit
     into the trainer's memory.
 
-    A model's state is saved when it has been idle for `settle`, and it leaves the memory after
-    `idle`. A trainer that ends is started again at once, and then after `restart_delay` and twice
-    as long each time, up to half a minute; when nothing has been computed for `patience`, the jobs
-    that wait fail. Above `kl_threshold`, a |v1| or v2 is warned about. Without `train_unembed`, no
-    adapter has an output layer, whatever its owner asked for. `snapshot_ttl` is how long weights
-    live that were saved for a sampler without a name; None is an hour longer than their session.
+    Jobs fail that have waited for `gap` for one before them which has not arrived. A model's state
+    is saved when it has been idle for `settle`, and it leaves the memory after `idle`. A trainer
+    that ends is started again at once, and then after `restart_delay` and twice as long each time,
+    up to half a minute; when nothing has been computed for `patience`, the jobs that wait fail.
+    Above `kl_threshold`, a |v1| or v2 is warned about. Without `train_unembed`, no adapter has an
+    output layer, whatever its owner asked for. `snapshot_ttl` is how long weights live that were
+    saved for a sampler without a name; None is an hour longer than their session.
     """
 
     rank: int = 64
@@ -28,6 +29,7 @@ class Limits:
     pass_tokens: int = 8192
     waiting_jobs: int = 4096
     resident: int = 16
+    gap: float = 600.0
     settle: float = 5.0
     idle: float = 600.0
     restart_delay: float = 1.0

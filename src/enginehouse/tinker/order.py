@@ -15,13 +15,15 @@ class Job:
     """One request that a model's order contains.
 
     `repeated` is one that was answered before the trainer lost the model: it has its effect again,
-    and nobody is told. `request` is the body of a forward_backward once it has been decoded, or
-    `error` why it cannot be computed. It is computed in `parts`; the first ones gave `results`.
+    and nobody is told. `arrived` is when it was put in line. `request` is the body of a
+    forward_backward once it has been decoded, or `error` why it cannot be computed. It is computed
+    in `parts`; the first ones gave `results`.
     """
 
     future: Future
     seq_id: int
     repeated: bool = False
+    arrived: float = 0.0
     request: LossRequest | None = None
     error: TinkerError | None = None
     parts: tuple[LossRequest, ...] = ()
@@ -71,6 +73,10 @@ class Line:
     def ready(self, after: int = 0) -> Job | None:
         """The next job, or the one `after` places behind it; None while it has not arrived."""
         return self._jobs.get(self.next + after)
+
+    def skip(self) -> None:
+        """Go on to the first job that is there: those before it will not arrive."""
+        self.next = min(self._jobs, default=self.next)
 
     def finish(self, job: Job) -> None:
         """Go on to the job after this one, which was the next."""

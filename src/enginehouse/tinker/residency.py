@@ -17,6 +17,7 @@ from enginehouse.tinker.order import Job, Line
 from enginehouse.tinker.trainers.base import Trainer
 
 _WORTHWHILE = 20  # a save may take one twentieth of the time whose loss it prevents
+_MANY = 64  # jobs whose bodies and answers are kept until the next optimizer step at least
 _LAST = 2**63 - 1  # the largest seq_id
 
 
@@ -62,6 +63,11 @@ class Model:
     def worth_saving(self) -> bool:
         """Whether losing what is not saved would cost much more than saving it."""
         return self.dirty and self.computed >= _WORTHWHILE * self.saving_took
+
+    @property
+    def keeps_many(self) -> bool:
+        """Whether many jobs are kept as no state covers them: there was no step for a long time."""
+        return self.line.next - 1 - self.saved >= _MANY
 
 
 class Residency:

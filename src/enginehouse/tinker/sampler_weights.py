@@ -72,6 +72,7 @@ class SamplerWeights:
             key=checkpoint.folder,  # a path can be saved again when its checkpoint was deleted
             folder=self._checkpoints.folder(checkpoint),
             unembed=checkpoint.unembed,
+            owner=checkpoint.user,
         )
         self._used[weights.key] = weights
         return weights
@@ -86,6 +87,9 @@ class SamplerWeights:
         for name in [name for name in self._samplers if session_of(name) in session_ids]:
             del self._samplers[name]
             self._snapshots.pop(name, None)
+        for model_id in list(self._newest):
+            if model_id.partition(":train:")[0] in session_ids:
+                del self._newest[model_id]
 
     def take_deleted(self) -> list[Weights]:
         """Weights that were used, and whose checkpoints are gone since; each is given once."""

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _IDLE: Final = Load(0, 0)
 _MINUTE: Final = 60.0
-_UNSTATED: Final = 256  # tokens that a sample without max_tokens is taken to cost
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,10 +38,19 @@ class Sample:
     request: Mapping[str, Any]
 
     @property
-    def tokens(self) -> int:
-        """What it may cost: the tokens of its prompt and of all sequences."""
-        wanted = self.prompt.max_tokens if self.prompt.max_tokens is not None else _UNSTATED
-        return len(self.prompt.tokens) + self.prompt.samples * wanted
+    def sequences(self) -> int:
+        """How many sequences the engine computes for it."""
+        return self.prompt.samples + self.prompt.positions * max(1, self.prompt.alternatives)
+
+    def tokens(self, *, longest: int) -> int:
+        """What it may cost: the tokens of its prompt and of all sequences, `longest` at most."""
+        room = max(1, longest - len(self.prompt.tokens))
+        wanted = room if self.prompt.max_tokens is None else self.prompt.max_tokens
+        return self.cost(self.prompt.samples * min(wanted, room))
+
+    def cost(self, sampled: int) -> int:
+        """What it costs if that many tokens are sampled."""
+        return len(self.prompt.tokens) + sampled + self.sequences - self.prompt.samples
 
 
 def decode_sample(body: bytes) -> Sample:
@@ -80,10 +88,18 @@ class SamplingDesk:
         self.sampled_tokens = 0
         """Tokens that were sampled since the service started."""
 
-    def admit(self, user: str) -> None:
-        """Raise TinkerError (429) if the user has too many waiting samples to accept another."""
+    @property
+    def share(self) -> int:
+        """The most sequences that one user may have in the engine."""
+        return self._slots.share
+
+    def admit(self, user: str, *, count: int = 1) -> None:
+        """Raise TinkerError (429) if the user has too many waiting samples to accept as many more.
+
+        Without any, even more than may wait are accepted.
+        """
         waiting = self._slots.load().get(user, _IDLE).waiting
-        if waiting >= self._most_waiting:
+        if waiting + min(count, self._most_waiting) > self._most_waiting:
             raise TinkerError(
                 f"{waiting} samples of yours are waiting, as many as this service accepts",
                 fix="wait for some of them; the SDK sends this one again by itself",
@@ -104,14 +120,19 @@ class SamplingDesk:
         task.add_done_callback(self._preparing.discard)
 
     @asynccontextmanager
-    async def slot(self, user: str, *, tokens: int) -> AsyncIterator[None]:
-        """A place in the engine for a request that is not a sample, as fair as all others."""
-        async with self._slots.slot(user, cost=tokens):
+    async def slot(self, user: str, *, tokens: int, sequences: int) -> AsyncIterator[None]:
+        """Places in the engine for a request that is not a sample, as fair as all others."""
+        async with self._slots.slot(user, cost=tokens, places=sequences):
             yield
 
-    def count(self, user: str, reply: Mapping[str, Any]) -> None:
-        """Note the tokens that an OpenAI reply says were sampled for a user."""
-        self._count(user, (reply.get("usage") or {}).get("completion_tokens") or 0)
+    def count(self, user: str, reply: Mapping[str, Any], *, charged: int) -> None:
+        """Note the tokens that an OpenAI reply says were sampled for a user.
+
+        `charged` is what it was taken to cost.
+        """
+        usage = reply.get("usage") or {}
+        self._count(user, usage.get("completion_tokens") or 0)
+        self._slots.charge(user, usage.get("total_tokens", charged) - charged)
 
     async def cancel_sessions(self, session_ids: Collection[str]) -> int:
         """Cancel what waits for sessions that nobody listens in any more. Returns how many."""
@@ -190,14 +211,16 @@ class SamplingDesk:
     async def _sample(self, future: Future, sample: Sample | None) -> bytes:
         if sample is None:
             sample = await decoded(await asyncio.to_thread(lambda: future.body), decode_sample)
-        if reason := self._slots.why_wait(future.user):
+        places, cost = sample.sequences, sample.tokens(longest=self._engine.max_length)
+        if reason := self._slots.why_wait(future.user, places=places):
             self._futures.hold(future, reason, state="paused_capacity")
-        async with self._slots.slot(future.user, cost=sample.tokens):
+        async with self._slots.slot(future.user, cost=cost, places=places):
             self._futures.hold(future, None)
             weights = await self._weights_for(future, sample)
             sampled = await self._engine.sample(weights, sample.prompt)
         tokens = sum(len(sequence.tokens) for sequence in sampled.sequences)
         self._count(future.user, tokens)
+        self._slots.charge(future.user, sample.cost(tokens) - cost)
         return encode_sampled(sampled, body=sample.request)
 
     async def _weights_for(self, future: Future, sample: Sample) -> Weights:

@@ -11,7 +11,7 @@ from enginehouse.tinker.queue_status import QueueStatus
 
 
 class SampleLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """One user's samples: in flight in the engine, and waiting for their turn.
+    """One user's samples: sequences in the engine, and samples that wait for their turn.
 
     `tokens_per_second` were sampled over the last minute.
     """

@@ -151,7 +151,7 @@ class TrainingQueue:
         if seq_id < model.line.next and model.lost is None:
             self._late.append(future)
         else:
-            job = Job(future=future, seq_id=seq_id)
+            job = Job(future=future, seq_id=seq_id, arrived=self._clock())
             model.line.add(job)
             self._hold(model, job)
         self._records.touch(model.model_id)
@@ -230,6 +230,7 @@ class TrainingQueue:
         try:
             await self._fail_late()
             await self._forget_retired()
+            await self._give_up_missing()
             self._current = await self._turns.next(self._trainer.info, deaths=self._deaths)
             self._current_jobs = frozenset(job for _, job in self._current)
             self._explain()
@@ -238,6 +239,8 @@ class TrainingQueue:
                 for model, job in self._current:
                     if model.line.ready() is not job:  # it is done, and not only a part of it
                         self._deaths.pop(job.future.request_id, None)
+                self._current = ()
+                await self._evict_idle()
             else:
                 await self._rest()
         except ServerGoneError as error:
@@ -265,7 +268,17 @@ class TrainingQueue:
                     await self._residency.evict(model)
                     return
                 until.append(self._limits.idle - idle)
+            if model.line.ready() is None and (first := model.line.first()) is not None:
+                until.append(self._overdue_at(model, first) - self._clock())
         await self._pause(min(until, default=None))
+
+    async def _evict_idle(self) -> None:
+        """Move a model to disk that has long been idle, though others are not."""
+        for model in self._residency:
+            idle = self._clock() - model.used
+            if model.resident and idle >= self._limits.idle and model.line.ready() is None:
+                await self._residency.evict(model)
+                return
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait until something has been submitted, at most for so long."""
@@ -347,14 +360,43 @@ class TrainingQueue:
                 model.lost = failure
 
     async def _fail_late(self) -> None:
-        """Fail jobs that a saved state contains, but whose answers were lost."""
+        """Fail jobs that a saved state contains, but whose answers were lost, or that were late."""
         while self._late:
             future = self._late.pop()
             await self._futures.fail(
                 future,
-                "the job was done before, and its answer is no longer kept",
+                "the model is past this job: it was done before, and its answer is no longer "
+                "kept, or it arrived when those behind it had been given up",
                 category="server",
             )
+
+    def _overdue_at(self, model: Model, first: Job) -> float:
+        """When `first`, the model's first job in line, will have waited too long for one before."""
+        return max(model.used, first.arrived) + self._limits.gap
+
+    async def _give_up_missing(self) -> None:
+        """Fail the jobs that wait for one which never arrived, as after a body that was too large.
+
+        What it was is not known, so it is taken to have been a part of the next step's batch.
+        """
+        for model in self._residency:
+            first = model.line.first()
+            if first is None or model.line.ready() is not None or model.lost is not None:
+                continue
+            waiting = first.future.state == "waiting"
+            if waiting and self._clock() < self._overdue_at(model, first):
+                continue
+            failure = Failure(
+                message=f"the model's job with seq_id {model.line.next} did not arrive within "
+                f"{self._limits.gap:g} seconds, and jobs are done in their order; perhaps it was "
+                "refused, as a body is that is too large. Send the whole batch again",
+                category="user",
+            )
+            for job in model.line if waiting else ():
+                if job.future.state == "waiting":
+                    await self._runner.answer_failure(job, failure)
+            model.line.skip()
+            model.broken = model.broken or failure
 
     async def _forget_retired(self) -> None:
         """Forget models that nobody will train any more, when none of their jobs can be done."""
@@ -403,7 +445,10 @@ class TrainingQueue:
             return "it is being computed"
         head = model.line.ready()
         if head is None:
-            return f"the model's job with seq_id {model.line.next} has not arrived"
+            return (
+                f"the model's job with seq_id {model.line.next} has not arrived; "
+                f"this one fails if it does not within {self._limits.gap:g} seconds"
+            )
         if head.repeated:
             return "the model is being recovered"
         return _OTHERS if head is job else "earlier jobs of the model are done first"

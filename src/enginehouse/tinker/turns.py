@@ -18,6 +18,7 @@ from enginehouse.tinker.trainers.base import TrainerInfo
 from enginehouse.tinker.wire import check_data, decode_loss_request
 
 _STEP_COST: Final = 256.0  # tokens that a job without tokens is taken to cost
+_LOAD_COST: Final = 1024.0  # tokens that it is taken to cost to bring a model back into memory
 _LARGE: Final = 64_000  # bytes that take about a millisecond to read and decode
 
 logger = logging.getLogger(__name__)
@@ -85,14 +86,14 @@ class Turns:
             if chosen and suspect:
                 return chosen
             if not work.is_pass:
-                self._take(work, _STEP_COST)
+                self._take(work, _STEP_COST, beside=chosen)
                 return [work]
             await self._decode(work.job, info)
             part = work.job.part
             size = part.tokens if part is not None else 0
             if chosen and tokens + size > self._limits.pass_tokens:
                 return chosen
-            self._take(work, size)
+            self._take(work, size or _STEP_COST, beside=chosen)
             chosen.append(work)
             tokens += size
             unfinished = len(work.job.results) + 1 < len(work.job.parts)
@@ -120,7 +121,10 @@ class Turns:
         user = self._fair.choose(candidates, working=working)
         return min(candidates[user], key=lambda work: work.model.turn) if user else None
 
-    def _take(self, work: Work, cost: float) -> None:
+    def _take(self, work: Work, cost: float, *, beside: list[Work]) -> None:
+        loaded = work.model.resident or work.model.saved < 0
+        if not loaded and all(other.model is not work.model for other in beside):
+            cost += _LOAD_COST
         self._fair.charge(work.model.user, cost)
         if work.job.repeated:
             self._recovering = work.model

@@ -124,16 +124,19 @@ class AdapterPool:
         """Those that requests may name, by alias."""
         return tuple(entry for _, entry in sorted(self._aliases.items()))
 
-    async def load(self, alias: str, folder: Path, *, prove: bool = False) -> PooledAdapter:
+    async def load(
+        self, alias: str, folder: Path, *, prove: bool = False, owner: str = ""
+    ) -> PooledAdapter:
         """Check, copy and load an adapter, which `alias` stands for from now on.
 
         Requests in flight for the alias's previous content are still answered by that content; on
         failure the alias stays as it was. Waits for a place as requests do. With `prove`, an
-        adapter without effect is unloaded again. Raises AdapterError, or WireError and
+        adapter without effect is unloaded again. Adapters of several owners get places in turns.
+        Raises AdapterError, or WireError and
         ServerGoneError if the server cannot be reached.
         """
         async with AsyncExitStack() as stack:
-            return await self._load_and_hold(alias, folder, stack, prove=prove)
+            return await self._load_and_hold(alias, folder, stack, prove=prove, owner=owner)
 
     @asynccontextmanager
     async def kept(
@@ -147,11 +150,18 @@ class AdapterPool:
             yield await self._load_and_hold(alias, folder, stack, prove=prove, keep=True)
 
     async def _load_and_hold(
-        self, alias: str, folder: Path, stack: AsyncExitStack, *, prove: bool, keep: bool = False
+        self,
+        alias: str,
+        folder: Path,
+        stack: AsyncExitStack,
+        *,
+        prove: bool,
+        keep: bool = False,
+        owner: str = "",
     ) -> PooledAdapter:
         """`load`, with the adapter held until `stack` is closed."""
         async with self._turns[self._valid(alias)]:
-            entry = await self._enter(alias, folder)
+            entry = await self._enter(alias, folder, owner=owner)
             try:
                 if keep:
                     stack.enter_context(self._place_kept(entry))
@@ -306,7 +316,7 @@ class AdapterPool:
             )
         return alias
 
-    async def _enter(self, alias: str, folder: Path) -> PooledAdapter:
+    async def _enter(self, alias: str, folder: Path, *, owner: str) -> PooledAdapter:
         """Check and copy the folder's content; its entry, new or known."""
         stored = await asyncio.to_thread(
             self._store.add, folder, base=self._base, max_rank=self._max_rank
@@ -315,7 +325,7 @@ class AdapterPool:
         entry = self._entries.get(name)
         if entry is None:
             model = self._server.adapter_model(name)
-            entry = PooledAdapter(alias=alias, name=name, model=model, stored=stored)
+            entry = PooledAdapter(alias=alias, name=name, model=model, stored=stored, owner=owner)
             self._entries[name] = entry
         self._residence.keep(entry)
         return entry

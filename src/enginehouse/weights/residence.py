@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,8 +25,12 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Resident:
-    """One that may have a place. `held` counts its users; a `retired` one goes when it is idle."""
+    """One that may have a place. `held` counts its users; a `retired` one goes when it is idle.
 
+    Those of different owners come in turns.
+    """
+
+    owner: str = ""
     state: State = State.OUT
     held: int = 0
     retired: bool = False
@@ -43,7 +47,8 @@ class Residence(Generic[R]):
     """Manages `places`: one that is asked for comes in, the least recently used idle one goes.
 
     `come` and `go` do the work, each in its own task, so that a caller who gives up does not affect
-    others. Residents come in the order in which they were asked for. If none becomes idle for
+    others. Residents come in the order in which they were asked for, but those of several owners in
+    turns, so that nobody waits until all of somebody else's have been in. If none becomes idle for
     `patience` seconds, the one that has been in longest accepts no new users, and goes once it is
     idle.
     """
@@ -63,6 +68,7 @@ class Residence(Generic[R]):
         self._inside: list[R] = []  # longest in first
         self._queue: deque[R] = deque()
         self._turns = itertools.count(1)
+        self._served: dict[str, int] = {}  # the last turn of each owner
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -138,8 +144,9 @@ class Residence(Generic[R]):
                     self._queue.remove(one)
                 self._let_in(one)
         free = self._places - len(self._inside)
-        for one in wanted[: max(0, free)]:
+        for one in self._in_turns(wanted)[: max(0, free)]:
             self._queue.remove(one)
+            self._served[one.owner] = next(self._turns)
             self._inside.append(one)
             self._start(one, State.COMING, self._coming(one))
         # The retired ones go, and as many idle ones as places are needed.
@@ -154,6 +161,15 @@ class Residence(Generic[R]):
             self._timer = None
         elif needed > 0 and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._patience, self._lose_patience)
+
+    def _in_turns(self, wanted: list[R]) -> list[R]:
+        """The first one of each owner, longest without a turn first; then the second ones."""
+        counts: Counter[str] = Counter()
+        order: dict[R, tuple[int, int]] = {}
+        for one in wanted:
+            order[one] = (counts[one.owner], self._served.get(one.owner, 0))
+            counts[one.owner] += 1
+        return sorted(wanted, key=order.__getitem__)
 
     def _lose_patience(self) -> None:
         self._timer = None

@@ -33,6 +33,7 @@ from enginehouse.harnesses.base import (
     HarnessSettings,
 )
 from enginehouse.harnesses.registry import load_harness
+from enginehouse.jobs.task_names import foreign_spellings, resolve_task
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
@@ -326,6 +327,17 @@ async def test_the_tasks_of_packages_and_of_a_folder_are_listed(trial: Trial) ->
     assert len(tasks) > 200
 
 
+async def test_it_has_the_benchmarks_of_launch_files(trial: Trial) -> None:
+    """Every name of the launcher's that stands for one of inspect_evals."""
+    tasks = await load_harness("inspect").list_tasks(
+        trial.environment, include_path=None, context=trial.context
+    )
+    known = {f"inspect:{task.name}" for task in tasks}
+    meant = {resolve_task(name, base=trial.folder).name for name in foreign_spellings()}
+    assert meant
+    assert meant <= known
+
+
 async def test_conformance(trial: Trial) -> None:
     """The suite of all harnesses."""
     async with trial.engine() as url:
@@ -339,6 +351,31 @@ async def test_conformance(trial: Trial) -> None:
             context=trial.context,
         )
         assert await check_harness(subject) == []
+
+
+async def test_a_tool_is_called_by_a_real_engine(trial: Trial, tool_vllm: str) -> None:
+    """The task names the tool, so the engine has to call it; the result is in the next request."""
+    trial.model = "smollm2"
+    async with trial.gateway(tool_vllm) as gateway:
+        (result,) = await trial.run(
+            gateway.url, "capitals.py@made_to_call", limit=3, max_tokens=48, temperature=0.0
+        )
+    results = []
+    for sample in result.samples:
+        assert sample.failure is None
+        call = re.search(
+            r'calls look_up_one_of_three\({"country":"(\w+)"}\)\]\n\n'
+            r"tool look_up_one_of_three: (\w+)\n\nuser: Now in one word",
+            sample.answer or "",
+        )
+        assert call is not None, sample.answer
+        assert CAPITALS[call[1]] == call[2]
+        results.append(call[2])
+    lines = (trial.folder / "journal" / "answers.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if "request" in record]
+    asked = [json.loads(record["request"])["messages"] for record in records]
+    heard = [[m["content"] for m in messages if m["role"] == "tool"] for messages in asked]
+    assert sorted(map(str, heard)) == sorted(map(str, [[], [], [], *([r] for r in results)]))
 
 
 async def test_tools_with_a_real_engine(trial: Trial, tool_vllm: str) -> None:

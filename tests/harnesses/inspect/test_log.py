@@ -97,6 +97,7 @@ def test_a_wrong_answer_that_was_cut_off_is_truncated(copy: Copy) -> None:
         sampled(1, "C", output=cut), sampled(2, "I", output=cut), scores=[scored(0.5)]
     )
     assert [s.outcome for s in result.samples] == [Outcome.CORRECT, Outcome.TRUNCATED]
+    assert [s.truncated for s in result.samples] == [True, True]
 
 
 def test_failed_and_unscored_samples_are_told_apart(copy: Copy) -> None:

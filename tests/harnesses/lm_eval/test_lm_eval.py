@@ -64,6 +64,8 @@ class Trial:
         self.tokenizer: Path | None = write_byte_tokenizer(folder / "tokenizer")
         self.supports = frozenset(Capability)
         self.concurrency = 8
+        self.chat = True
+        self.max_model_len: int | None = None
         self.heard: list[HarnessProgress] = []
 
     def endpoint(self, endpoint: OpenAIEndpoint) -> HarnessEndpoint:
@@ -73,9 +75,10 @@ class Trial:
             api_key="key",
             model="served",
             tokenizer=self.tokenizer,
-            chat=True,
+            chat=self.chat,
             capabilities=Capabilities(supports=self.supports),
             concurrency=self.concurrency,
+            max_model_len=self.max_model_len,
         )
 
     async def run(
@@ -92,10 +95,10 @@ class Trial:
             progress=self.heard.append,
         )
 
-    async def refusal(self, endpoint: OpenAIEndpoint, *tasks: str) -> HarnessError:
+    async def refusal(self, endpoint: OpenAIEndpoint, *tasks: str, **settings: Any) -> HarnessError:
         """The error with which tasks end."""
         with pytest.raises(HarnessError) as raised:
-            await self.run(endpoint, *tasks)
+            await self.run(endpoint, *tasks, **settings)
         return raised.value
 
 
@@ -204,15 +207,59 @@ async def test_log_likelihoods_need_an_engine_that_has_them(trial: Trial, lackin
     assert bool(endpoint.requests) == (lacking == "echo")
 
 
-async def test_a_request_that_is_refused_ends_it_with_the_servers_words(trial: Trial) -> None:
-    """lm-eval has no samples that failed."""
-    (trial.tasks / "sums.jsonl").write_text('{"question": "REFUSE", "answer": "1"}\n')
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("asked", ["chat", "tokens", "choices"])
+async def test_a_request_that_is_refused_ends_it_with_the_servers_words(
+    trial: Trial, asked: str, concurrency: int
+) -> None:
+    """lm-eval has no samples that failed. Which one it was is said."""
+    trial.chat, trial.concurrency = asked == "chat", concurrency
+    task, field = ("capitals", "country") if asked == "choices" else ("sums", "question")
+    file = trial.tasks / f"{task}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[2][field] = "REFUSE"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     async with openai_endpoint(answer=answer_sum) as endpoint:
-        with pytest.raises(HarnessError) as raised:
-            await trial.run(endpoint, "sums", max_retries=0)
-    assert raised.value.kind == "request_failed"
-    assert "too long by 7 tokens" in str(raised.value.why)
-    assert len(endpoint.requests) == 1
+        error = await trial.refusal(endpoint, task, max_retries=0)
+    assert error.kind == "request_failed"
+    assert f"item 2 of {task}" in str(error)
+    assert error.why == "too long by 7 tokens"
+
+
+@pytest.mark.parametrize("asked", ["chat", "tokens"])
+async def test_answers_that_end_at_the_token_limit_are_marked(trial: Trial, asked: str) -> None:
+    """Of those that are wrong it is the outcome; lm-eval's figures are what they were."""
+    trial.chat = asked == "chat"
+    async with openai_endpoint(answer=answer_sum) as endpoint:
+        (before,) = await trial.run(endpoint, "sums")
+        endpoint.cut_off = ("0", "It is 4.")
+        (sums,) = await trial.run(endpoint, "sums")
+    assert [s.truncated for s in sums.samples] == [True, False, True, False, False, False]
+    assert [s.outcome for s in sums.samples][:3] == [
+        Outcome.CORRECT,
+        Outcome.CORRECT,
+        Outcome.TRUNCATED,
+    ]
+    assert before.samples[2].outcome is Outcome.UNPARSABLE
+    assert sums.metrics == before.metrics
+
+
+async def test_prompts_of_which_the_beginning_is_cut_off_are_marked(trial: Trial) -> None:
+    """Of written answers without a chat, and of choices; lm-eval says it in its log at most."""
+    trial.chat = False
+    trial.max_model_len = 16 + 32  # 16 tokens of an answer, and tokens that are bytes
+    file = trial.tasks / "sums.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[3]["question"] = "3 + 3 = 6, as everybody knows, and so 3 + 3 ="
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    async with openai_endpoint(answer=lambda _: "6") as endpoint:
+        (sums, capitals) = await trial.run(endpoint, "sums", "capitals")
+    assert [sample.item for sample in sums.samples if sample.shortened] == ["3"]
+    prompts = [len(body["prompt"][0]) for body in endpoint.bodies(TEXT) if not body.get("echo")]
+    assert max(prompts) == 31
+    lengths = [len(f"Question 1. The capital of {country} is") for country in COUNTRIES]
+    longest = max(len(f" {capital}") for capital in CAPITALS)
+    assert [s.shortened for s in capitals.samples] == [1 + n + longest > 47 for n in lengths]
 
 
 async def test_data_that_cannot_be_had_is_said_in_words(trial: Trial) -> None:

@@ -91,6 +91,16 @@ def test_a_document_is_one_sample_whatever_its_filters(tmp_path):
     }
 
 
+def test_an_answer_that_was_cut_off_is_truncated_if_it_is_wrong(tmp_path):
+    """Also where the headline's filter finds nothing in it."""
+    report = _report()
+    for row in report["samples"]["sums"]:
+        row |= {"truncated": True, "shortened": row["doc_id"] == 0}
+    (result,) = _read(tmp_path, report)
+    assert [s.outcome for s in result.samples] == [Outcome.CORRECT, Outcome.TRUNCATED]
+    assert [(s.truncated, s.shortened) for s in result.samples] == [(True, True), (True, False)]
+
+
 def test_choices_show_the_likeliest_and_the_right_one(tmp_path):
     """As text, where lm-eval has indices and log-likelihoods."""
     report = _report()

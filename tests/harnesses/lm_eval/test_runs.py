@@ -9,15 +9,16 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from aiohttp import ClientSession
-from tests.support.command_line import House
+from tests.support.command_line import Finished, House
 from tests.support.lm_eval_tasks import write_tasks
 from tests.support.openai_endpoint import write_byte_tokenizer
 from tests.support.processes import command_of
 
 import enginehouse
 from enginehouse.commands.evaluate import resume_evaluation
-from enginehouse.core.errors import HarnessError
+from enginehouse.core.errors import ConfigurationError, HarnessError
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.results.summary import Progress, Report
 from enginehouse.runtime.context import Context
@@ -26,6 +27,8 @@ from enginehouse.store.runs import list_runs
 from enginehouse.testing.fake_engine import running_fake_engine
 
 pytestmark = pytest.mark.engine
+
+Call = Callable[..., Finished]
 
 ITEMS = 60
 REQUESTS = ITEMS + 4 * ITEMS  # a sum is asked once, and each of four capitals is scored
@@ -91,6 +94,65 @@ async def test_the_engine_is_killed_twice(house: House, tasks: Path) -> None:
     sums = next(task for task in disturbed.tasks if task.task == "lm-eval:sums")
     assert sums.headline is not None
     assert sums.headline.value == pytest.approx(2 / 3)
+    house.nothing_left()
+
+
+def test_its_tasks_are_searched(tasks: Path, call: Call) -> None:
+    """By words, in any case, with the user's own among them."""
+    found = call("tasks", "--harness", "lm-eval", "GSM8K", "openai/gsm8k")
+    assert found.code == 0, found.err
+    rows = [line.split() for line in found.out.splitlines()]
+    assert ["lm-eval:gsm8k", "generate", "openai/gsm8k", "main"] in rows
+    assert all("gsm8k" in name for name, *_ in rows)
+    assert re.search(r"^\d+ of 1\d,\d{3} tasks$", found.err, re.MULTILINE)
+    own = call(
+        *("tasks", "--harness", "lm-eval", "mixed", "--include-path", str(tasks), "--json")
+    ).report
+    (mixed,) = (task for task in own if task["name"] == "lm-eval:mixed")
+    assert (mixed["kind"], mixed["parts"]) == ("group", ["sums", "capitals"])
+    none = call("tasks", "--harness", "lm-eval", "hellaswagg")
+    assert none.code == ConfigurationError.exit_code
+    assert "did you mean lm-eval:hellaswag?" in none.err
+
+
+def test_a_job_is_launched(house: House, tasks: Path, call: Call) -> None:
+    """The dry run says who asks the task; the job on this machine runs it as `eval` does."""
+    name, _, answers = house.answers(SUMS).partition("=")
+    model = write_byte_tokenizer(house.model())
+    parameters = {
+        "limit_samples": 6,
+        "parallelism": 4,
+        "extra": {"include_path": str(tasks.relative_to(house.work))},
+    }
+    values = {
+        "defaults": [{"execution": "local"}, {"deployment": "vllm"}, "_self_"],
+        "execution": {"output_dir": "jobs"},
+        "deployment": {
+            "checkpoint_path": str(model),
+            "tensor_parallel_size": 1,
+            "env_vars": {name: answers},
+        },
+        "evaluation": {
+            "tasks": [{"name": "lm-eval:mixed"}, {"name": "lm-evaluation-harness.letters"}],
+            "nemo_evaluator_config": {"config": {"params": parameters}},
+        },
+    }
+    file = str(house.write("launch.yaml", yaml.safe_dump(values, sort_keys=False)))
+    dry = call("launch", "run", "--config", file, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "the task mixed of lm-eval, which asks and scores it itself" in dry.out
+    assert "lm-eval:letters" in dry.out
+    launched = call("launch", "run", "--config", file, "--json")
+    assert launched.code == 0, launched.err
+    followed = call("launch", "logs", launched.report["id"], "--follow")
+    (record,) = call("launch", "status", launched.report["id"], "--json").report
+    assert record["status"]["state"] == "complete", followed.out
+    shown = call("show", str(Path(record["job"]["folder"]) / "run"), "--json")
+    assert shown.code == 0, shown.err
+    by_name = {task["task"]: task for task in shown.report["tasks"]}
+    assert {*by_name} == {f"lm-eval:{n}" for n in ("mixed", "sums", "capitals", "letters")}
+    assert by_name["lm-eval:sums"]["outcomes"]["correct"] == 4
+    assert by_name["lm-eval:letters"]["items"] == 6
     house.nothing_left()
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.tinker_client import MODEL, Client, House, RefusedError, until
 
 import enginehouse
-from enginehouse.tinker.routes.openai import cost_of
+from enginehouse.tinker.routes.openai import sequences_of, tokens_of
 
 
 async def saved(ada: Client, **metadata: str) -> str:
@@ -121,18 +121,52 @@ async def test_too_many_waiting_requests_are_answered_with_429(tmp_path: Path):
 @pytest.mark.parametrize(
     ("body", "cost"),
     [
-        ({}, 256),
+        ({}, 500),
         ({"max_tokens": 10}, 10),
         ({"max_completion_tokens": 20, "n": 3}, 60),
         ({"max_tokens": 10, "prompt": ["a", "b"]}, 20),
         ({"max_tokens": 10, "prompt": [1, 2, 3]}, 10),
         ({"max_tokens": -(10**9)}, 1),
-        ({"max_tokens": "many", "n": -5}, 256),
+        ({"max_tokens": 10**9}, 500),
+        ({"max_tokens": "many", "n": -5}, 500),
     ],
 )
 def test_a_request_is_charged_for_all_that_it_asks_for(body: dict[str, Any], cost: int):
     """And never less than nothing, which would give its user the turns of all others."""
-    assert cost_of(body) == cost
+    assert sequences_of(body) * tokens_of(body, longest=500) == cost
+
+
+async def test_a_request_asks_for_no_more_answers_than_a_user_may_have(tmp_path: Path):
+    """Neither by n nor by its prompts."""
+    async with House(tmp_path).open(max_samples=4) as running:
+        ada = running.client()
+        for body in (
+            asked(MODEL, n=5),
+            {"model": MODEL, "prompt": ["a", "b", "c"], "n": 2, "max_tokens": 1},
+        ):
+            route = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+            with pytest.raises(RefusedError, match="4 are the most of one request") as refused:
+                await ada.post(route, body)
+            assert refused.value.status == 400
+        with pytest.raises(RefusedError, match="4 are the most here"):
+            await ada.post("sample", {"prompts": ["a"], "sampling_params": {"n": 5}})
+
+
+async def test_an_older_request_is_accepted_as_all_of_its_prompts(tmp_path: Path):
+    """A user who has too many waiting is told to come back; more than 1,024 are refused."""
+    house = House(tmp_path)
+    async with house.open(max_samples=1, max_queued_samples=4) as running:
+        ada = running.client()
+        house.engine.running.clear()
+        first = asyncio.create_task(ada.post("sample", {"prompts": ["a", "b", "c", "d"]}))
+        await until(lambda: sum(load.waiting for load in running.service.status().samples) == 3)
+        with pytest.raises(RefusedError, match="3 samples of yours are waiting") as refused:
+            await ada.post("sample", {"prompts": ["a", "b"]})
+        assert refused.value.status == 429
+        with pytest.raises(RefusedError, match="1024"):
+            await ada.post("sample", {"prompts": ["a"] * 1025})
+        house.engine.running.set()
+        assert len((await first)["completions"]) == 4
 
 
 async def test_others_models_are_unknown_until_they_are_published(tmp_path: Path):

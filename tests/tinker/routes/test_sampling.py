@@ -185,11 +185,31 @@ async def test_a_greedy_user_leaves_places_for_the_others(tmp_path: Path):
         assert (load["ada"].in_flight, load["ada"].waiting) == (1, 0)
         last = running.stores.futures._futures[asked[-1]["request_id"]]
         assert last.reason is not None
-        assert "as many as one user may have" in last.reason
+        assert "2 are the most of one user" in last.reason
         house.engine.running.set()
         for answer in asked:
             await eve.result(answer["request_id"])
         await ada.result(one["request_id"])
+
+
+async def test_samples_of_many_sequences_take_as_many_places(tmp_path: Path):
+    """One of Eve's has all that she may have: three others' samples are beside it, not behind."""
+    house = House(tmp_path)
+    async with house.open() as running:
+        eve = await running.client("eve").begin()
+        theirs = await eve.sampler()
+        house.engine.running.clear()
+        asked = [await eve.ask_sample(theirs, PROMPT, num_samples=1024) for _ in range(10)]
+        asked += [await eve.ask_sample(theirs, PROMPT, prompt_alt_tokens_k=64) for _ in range(10)]
+        small = [await running.client(user).begin() for user in ("ada", "ada", "bob")]
+        ones = [await client.ask_sample(await client.sampler(), PROMPT) for client in small]
+        await until(lambda: house.engine.requests == 4)
+        load = {entry.user: entry for entry in running.service.status().samples}
+        assert (load["eve"].in_flight, load["eve"].waiting) == (128, 19)
+        assert {load[user].waiting for user in ("ada", "bob")} == {0}
+        house.engine.running.set()
+        for client, one in zip(small, ones, strict=True):
+            await client.result(one["request_id"])
 
 
 async def test_too_many_waiting_samples_are_answered_with_429(tmp_path: Path):

@@ -57,7 +57,9 @@ async def _sampling(
     notify = (told if told is not None else []).append
     async with (
         opened(plan, layout=Layout.from_environment(), notify=print) as deployment,
-        deployed_sampling(deployment, logprobs="raw", max_loras=2, notify=notify) as engine,
+        deployed_sampling(
+            deployment, logprobs="raw", max_loras=2, at_once=3, notify=notify
+        ) as engine,
     ):
         yield deployment, engine
 
@@ -331,7 +333,9 @@ async def test_somebody_elses_server(house: House, tmp_path: Path):
         plan = parse(AskConfig, {"url": deployment.url, "engine": "vllm"}, origin="test")
         async with (
             opened(plan, layout=Layout.from_environment(), notify=print) as attached,
-            deployed_sampling(attached, logprobs="raw", max_loras=1, notify=print) as engine,
+            deployed_sampling(
+                attached, logprobs="raw", max_loras=1, at_once=3, notify=print
+            ) as engine,
         ):
             assert _ids(await engine.sample(mine, _prompt())) != _ids(
                 await engine.sample(BASE, _prompt())
@@ -350,3 +354,14 @@ async def test_no_tokens_and_greedy_samples(house: House):
         scored = await engine.sample(BASE, _prompt(prompt_logprobs_from=1, samples=2))
         assert scored.prompt_logprobs is not None
         assert np.isnan(scored.prompt_logprobs).tolist() == [True] + [False] * 4
+
+
+async def test_many_samples_are_asked_in_parts(house: House):
+    """Of as many as one user may have in the engine, each part with the seeds that follow."""
+    async with _sampling(house) as (_, engine):
+        seven = _ids(await engine.sample(BASE, _prompt(samples=7, seed=5, temperature=1.0)))
+        parts = [
+            _ids(await engine.sample(BASE, _prompt(samples=n, seed=seed, temperature=1.0)))
+            for n, seed in ((3, 5), (3, 8), (1, 11))
+        ]
+        assert seven == [ids for part in parts for ids in part]

@@ -216,6 +216,7 @@ def read_result(folder: Path, *, number: int, version: str) -> HarnessResult:
                     for label, values in measures.items()
                     if (value := values[number]) is not None
                 },
+                truncated=_is_truncated(sample),
                 failure=sample.error.message if sample.error else None,
             )
             for number, (sample, outcome) in enumerate(
@@ -286,9 +287,14 @@ def _outcome(value: float | None, score: Any, sample: _Sample) -> Outcome:
         return Outcome.UNSCORED
     if value:
         return Outcome.CORRECT
-    if sample.output.choices and sample.output.choices[0].stop_reason in _TRUNCATED:
+    if _is_truncated(sample):
         return Outcome.TRUNCATED
     return Outcome.UNPARSABLE if score == _NO_ANSWER else Outcome.WRONG
+
+
+def _is_truncated(sample: _Sample) -> bool:
+    choices = sample.output.choices
+    return bool(choices) and choices[0].stop_reason in _TRUNCATED
 
 
 def _number(score: Any) -> float | None:

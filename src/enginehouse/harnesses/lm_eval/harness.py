@@ -83,14 +83,12 @@ class LmEval:
                 f"{', '.join(tasks)}: the server does not say how long a prompt may be, so lm-eval "
                 f"cuts off the beginning of those with more than {MAX_LENGTH:,} tokens"
             )
-        log = folder / "lm-eval.log"
-        context.notify(f"lm-eval {environment.version}: {', '.join(tasks)} (log: {log})")
         await run_program(
             PAYLOADS / "run_lm_eval.py",
             request,
             environment=environment,
             folder=folder,
-            log=log,
+            log=folder / "lm-eval.log",
             variables={
                 "OPENAI_API_KEY": endpoint.api_key,
                 **({"HF_ALLOW_CODE_EVAL": "1"} if arguments.confirm_run_unsafe_code else {}),

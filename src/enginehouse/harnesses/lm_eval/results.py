@@ -107,6 +107,8 @@ def _samples(
                 target=_target(first),
                 outcome=_outcome(filtered, headline) if is_binary else None,
                 measures=dict(_measures(filtered, metrics)),
+                truncated=first.get("truncated", False),
+                shortened=first.get("shortened", False),
             )
         )
     return tuple(samples)
@@ -139,6 +141,8 @@ def _outcome(rows: Sequence[Mapping[str, Any]], headline: HarnessMetric) -> Outc
     row = _row(rows, headline)
     if _value(row, headline.name) == 1.0:
         return Outcome.CORRECT
+    if row and row.get("truncated"):
+        return Outcome.TRUNCATED
     read = row.get("filtered_resps") if row else None
     return Outcome.UNPARSABLE if read == [_UNREADABLE] else Outcome.WRONG
 

@@ -66,22 +66,6 @@ class Adapter:
             views[module] = (a.view(rank, place.inputs), b.view(place.outputs, rank))
         return views
 
-    def factors(self, *, dtype: torch.dtype, gradient: Tensor | None) -> dict[str, Factors]:
-        """What the layers need; they add to `gradient`, laid out like the weights."""
-        scaling = self.spec.alpha / self.spec.rank
-        weights = self.views(self.weights.to(dtype))
-        gradients = {} if gradient is None else self.views(gradient)
-        return {
-            module: Factors(
-                a=a,
-                b=b,
-                scaling=scaling,
-                gradient_a=gradients[module][0] if gradients else None,
-                gradient_b=gradients[module][1] if gradients else None,
-            )
-            for module, (a, b) in weights.items()
-        }
-
     def add(self, gradient: Tensor) -> None:
         """Add to the gradients since the last step; takes `gradient` over."""
         self.gradient = gradient if self.gradient is None else self.gradient.add_(gradient)
@@ -128,6 +112,34 @@ class Adapter:
         )
         self.steps += 1
         return norm
+
+
+class Workspace:
+    """An adapter in the passes that are computed now, whatever number of requests they are for.
+
+    `factors` are what the layers need: its weights in `dtype`, and `gradient` to add to. That is
+    apart from the adapter's own, so that it can be thrown away; None if no gradients are wanted.
+    """
+
+    def __init__(self, adapter: Adapter, *, dtype: torch.dtype, backward: bool) -> None:
+        self.gradient = torch.zeros_like(adapter.weights) if backward else None
+        scaling = adapter.spec.alpha / adapter.spec.rank
+        gradients = {} if self.gradient is None else adapter.views(self.gradient)
+        self.factors = {
+            module: Factors(
+                a=a,
+                b=b,
+                scaling=scaling,
+                gradient_a=gradients[module][0] if gradients else None,
+                gradient_b=gradients[module][1] if gradients else None,
+            )
+            for module, (a, b) in adapter.views(adapter.weights.to(dtype)).items()
+        }
+
+    def clear(self) -> None:
+        """Begin again without gradients."""
+        if self.gradient is not None:
+            self.gradient.zero_()
 
 
 def named(views: Mapping[str, tuple[Tensor, Tensor]]) -> Iterable[tuple[str, Tensor]]:

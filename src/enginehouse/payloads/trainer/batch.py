@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.adapter import Adapter, Workspace
 from trainer.jobs import Job
 from trainer.lora import Group
 from trainer.losses import sequence_ratio
@@ -63,10 +65,16 @@ class Batch:
     """Lines that are computed together. A *position* is a token of the batch, without padding.
 
     `ids` is (rows, width) int64; `positions` (n,) are the positions' places in it when flat;
-    `targets` is (n, K) for the largest K of all jobs.
+    `targets` is (n, K) for the largest K of all jobs. Lines are sorted by job, and best by adapter.
     """
 
-    def __init__(self, lines: Sequence[Line], *, device: torch.device) -> None:
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        *,
+        workspaces: Mapping[Adapter, Workspace],
+        device: torch.device,
+    ) -> None:
         width = max(line.length for line in lines)
         ids = torch.zeros(len(lines), width, dtype=torch.int64)
         columns = max(line.job.rows[line.number].targets.shape[1] for line in lines)
@@ -83,20 +91,22 @@ class Batch:
         self.groups_of_positions: list[Group] = []
         self._segments: list[_Segment] = []
         self._device = device
-        self._group(lines)
+        self._group(lines, workspaces)
 
-    def _group(self, lines: Sequence[Line]) -> None:
+    def _group(self, lines: Sequence[Line], workspaces: Mapping[Adapter, Workspace]) -> None:
         row = position = 0
-        for job in dict.fromkeys(line.job for line in lines):
-            own = [line for line in lines if line.job is job]
-            count = sum(line.length for line in own)
-            factors = job.factors
-            self.groups_of_rows.append(Group(factors=factors, start=row, stop=row + len(own)))
+        for adapter, jobs in groupby(lines, key=lambda line: line.job.adapter):
+            first_row, first_position = row, position
+            for job, its in groupby(jobs, key=lambda line: line.job):
+                own = list(its)
+                count = sum(line.length for line in own)
+                self._segments.append(self._segment(job, own, position, position + count))
+                row, position = row + len(own), position + count
+            factors = workspaces[adapter].factors
+            self.groups_of_rows.append(Group(factors=factors, start=first_row, stop=row))
             self.groups_of_positions.append(
-                Group(factors=factors, start=position, stop=position + count)
+                Group(factors=factors, start=first_position, stop=position)
             )
-            self._segments.append(self._segment(job, own, position, position + count))
-            row, position = row + len(own), position + count
 
     def _segment(self, job: Job, lines: list[Line], start: int, stop: int) -> _Segment:
         rows = [job.rows[line.number] for line in lines]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from trainer.adapter import Adapter
+from trainer.adapter import Adapter, Workspace
 from trainer.batch import Batch, divide
 from trainer.data import AdamStep, LoraSpec, LossRequest, LossResult
 from trainer.errors import RequestError
@@ -151,22 +151,46 @@ class Engine:
             except RequestError as error:
                 results[number] = error
         for backward in (False, True):
-            self._run([job for job in jobs.values() if job.backward is backward])
-        for number, job in jobs.items():
-            try:
-                results[number] = job.finish()
-            except RequestError as error:
-                results[number] = error
+            chosen = {number: job for number, job in jobs.items() if job.backward is backward}
+            computed = self._run(list(chosen.values()))
+            results |= {number: computed[job] for number, job in chosen.items()}
         return [results[number] for number in range(len(requests))]
 
-    def _run(self, jobs: Sequence[Job]) -> None:
+    def _run(self, jobs: Sequence[Job]) -> Mapping[Job, LossResult | RequestError]:
+        """Compute jobs that all want gradients, or of which none does.
+
+        An adapter's jobs add to one gradient. If one of them turns out to have failed, the others
+        are computed again without it.
+        """
+        results: dict[Job, LossResult | RequestError] = {}
+        workspaces: dict[Adapter, Workspace] = {}
+        for job in jobs:
+            if job.adapter not in workspaces:
+                workspaces[job.adapter] = Workspace(
+                    job.adapter, dtype=self._dtype, backward=job.backward
+                )
+        left = [job for adapter in workspaces for job in jobs if job.adapter is adapter]
+        while left:
+            self._compute(left, {job.adapter: workspaces[job.adapter] for job in left})
+            results |= {job: job.result() for job in left}
+            failed = {job for job in left if isinstance(results[job], RequestError)}
+            spoilt = {job.adapter for job in failed if job.backward}
+            left = [job for job in left if job.adapter in spoilt and job not in failed]
+        for adapter in {job.adapter for job in jobs if isinstance(results[job], LossResult)}:
+            if (gradient := workspaces[adapter].gradient) is not None:
+                adapter.add(gradient)
+        return results
+
+    def _compute(self, jobs: Sequence[Job], workspaces: Mapping[Adapter, Workspace]) -> None:
         """Compute jobs from the beginning; in smaller passes from now on, if memory runs out."""
         while True:
             try:
+                for workspace in workspaces.values():
+                    workspace.clear()
                 for job in jobs:
-                    job.begin(self._dtype)
+                    job.begin()
                 for lines in divide(jobs, tokens=self._tokens):
-                    self._pass(Batch(lines, device=self._device))
+                    self._pass(Batch(lines, workspaces=workspaces, device=self._device))
             except torch.OutOfMemoryError:
                 longest = max(len(row.tokens) for job in jobs for row in job.rows)
                 if self._tokens <= longest:

@@ -14,7 +14,6 @@ from torch import Tensor
 from trainer.adapter import Adapter
 from trainer.data import Datum, LossRequest, LossResult
 from trainer.errors import RequestError
-from trainer.lora import Factors
 from trainer.losses import LOSSES, Loss
 
 TARGETS = "target_tokens"
@@ -39,10 +38,9 @@ class Row:
 
 
 class Job:
-    """A request for one adapter. Raises RequestError if it cannot be computed.
+    """A request for one adapter, and what was computed of it.
 
-    `gradient` collects its own gradients apart from the adapter's, so that a request that fails
-    leaves none behind.
+    Raises RequestError if it cannot be computed.
     """
 
     def __init__(self, request: LossRequest, adapter: Adapter, *, limits: Limits) -> None:
@@ -60,15 +58,11 @@ class Job:
             _row(datum, self.loss, limits=limits, where=f"datum {number} of {request.loss}")
             for number, datum in enumerate(request.data)
         ]
-        self.factors: Mapping[str, Factors] = {}
-        self.gradient: Tensor | None = None
         self.logprobs: list[NDArray[np.float32] | None] = []
         self._totals: list[Tensor] = []
 
-    def begin(self, dtype: torch.dtype) -> None:
-        """Start computing, or start again; the layers get the adapter's weights in `dtype`."""
-        self.gradient = torch.zeros_like(self.adapter.weights) if self.backward else None
-        self.factors = self.adapter.factors(dtype=dtype, gradient=self.gradient)
+    def begin(self) -> None:
+        """Start computing, or start again."""
         self.logprobs = [None] * len(self.rows)
         self._totals = []
 
@@ -78,17 +72,15 @@ class Job:
         self._totals.append(total.double())
         return gradient
 
-    def finish(self) -> LossResult:
-        """Give the gradients to the adapter. Raises RequestError, and gives none, for NaN."""
+    def result(self) -> LossResult | RequestError:
+        """What was computed; an error if that is NaN or infinity."""
         total = float(sum(self._totals))
         outputs = [array for array in self.logprobs if array is not None]
         if not (math.isfinite(total) and all(np.isfinite(array).all() for array in outputs)):
-            raise RequestError(
+            return RequestError(
                 f"the loss is {total}: check logprobs, advantages and weights for extreme values, "
                 "or load an earlier checkpoint if the training has diverged"
             )
-        if self.gradient is not None:
-            self.adapter.add(self.gradient)
         return LossResult(
             outputs=tuple({"logprobs": array} for array in outputs), metrics={"loss:sum": total}
         )

@@ -42,8 +42,8 @@ class Runner:
         self.marker = Path(request["folder"]) / "has-ended-once"
         self.answered = 0
 
-    def ask(self, prompt: str) -> str:
-        """The model's answer."""
+    def ask(self, prompt: str) -> tuple[str, bool]:
+        """The model's answer, and whether it ended at the token limit."""
         request = self.request
         messages = [{"role": "user", "content": prompt}]
         if request["system"]:
@@ -55,10 +55,10 @@ class Runner:
             "max_tokens": request["max_tokens"] or 16,
         }
         content = self.send("POST", "/v1/chat/completions", json.dumps(body))
-        answer: str = content["choices"][0]["message"]["content"]
+        choice = content["choices"][0]
         self.answered += 1
         self.misbehave()
-        return answer
+        return choice["message"]["content"], choice["finish_reason"] == "length"
 
     def send(self, method: str, path: str, body: str | None = None) -> Any:
         """The content of the reply to a request."""
@@ -112,7 +112,8 @@ class Runner:
         place = {"item": f"{name}-{item}", "position": item, "repeat": repeat, "prompt": prompt}
         if item in self.arguments.get("failed", ()):
             return {**place, "failure": "it was told to fail"}
-        answer = self.ask(prompt)
+        answer, truncated = self.ask(prompt)
+        place["truncated"] = truncated
         if name == "lengths":
             return {
                 **place,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from enginehouse.core.errors import TinkerError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import check_object, load_object
 from enginehouse.tinker.names import Names
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
+
+_MOST_PROMPTS: Final = 1024
 
 
 class SamplingParams(StrictModel):
@@ -25,7 +28,7 @@ class SamplingParams(StrictModel):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1)] = -1
-    n: Annotated[int, Field(ge=1, le=1024)] = 1
+    n: Annotated[int, Field(ge=1)] = 1
     seed: int | None = None
     stop: str | tuple[str, ...] | None = None
 
@@ -34,7 +37,7 @@ class LegacySample(StrictModel):
     """POST /api/v1/sample. `model_id` None is the base model."""
 
     model_id: str | None = None
-    prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    prompts: Annotated[tuple[str, ...], Field(min_length=1, max_length=_MOST_PROMPTS)]
     sampling_params: SamplingParams = SamplingParams()
 
 
@@ -49,20 +52,27 @@ class LegacySampler:
     async def answer(self, body: Mapping[str, Any], *, user: str) -> dict[str, Any]:
         """The completions of all prompts, in their order, `n` of each. Raises TinkerError."""
         request = check_object(body, LegacySample)
-        self.desk.admit(user)
+        parameters = request.sampling_params
+        if parameters.n > self.desk.share:
+            raise TinkerError(
+                f"the request asks for {parameters.n} completions of a prompt, and "
+                f"{self.desk.share} are the most here",
+                fix="choose a smaller n",
+            )
         name = request.model_id or self.names.base_model
         weights = await self.names.weights(name, user=user)
-        parameters = request.sampling_params
+        self.desk.admit(user, count=len(request.prompts))
+        cost = parameters.n * min(parameters.max_tokens, self.engine.max_length)
         fields = parameters.model_dump(exclude_none=True)
         if parameters.top_k <= 0:
             del fields["top_k"]
 
         async def complete(prompt: str) -> list[dict[str, Any]]:
-            async with self.desk.slot(user, tokens=parameters.max_tokens * parameters.n):
+            async with self.desk.slot(user, tokens=cost, sequences=parameters.n):
                 reply = await self.engine.complete(
                     weights, "/v1/completions", {"prompt": prompt, **fields}
                 )
-            self.desk.count(user, reply)
+            self.desk.count(user, reply, charged=cost)
             choices: list[dict[str, Any]] = reply["choices"]
             return choices
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request
 
@@ -20,6 +20,8 @@ from enginehouse.tinker.routes.sessions import Sessions
 from enginehouse.tinker.trainers.base import TrainerInfo
 from enginehouse.tinker.training_queue import TrainingQueue
 
+_MOST_KNOWN: Final = 4096
+
 
 class GetInfo(StrictModel):
     """The SDK's GetInfoRequest."""
@@ -29,7 +31,10 @@ class GetInfo(StrictModel):
 
 
 class Models:
-    """Whose model is which, in memory once it was asked for: a model never changes its owner."""
+    """Whose model is which, in memory once it was asked for: a model never changes its owner.
+
+    A few thousand are kept in memory; the others are looked up when they are asked for again.
+    """
 
     def __init__(self, *, records: Records, futures: Futures) -> None:
         self.records = records
@@ -43,6 +48,8 @@ class Models:
             creation = self._futures.accepted(f"session:{session_id}:model:{number}")
             if creation is None or creation.user != user:
                 await self.records.model(model_id, user=user)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
             self._known.add((model_id, user))
         self.records.touch(model_id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Final
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -17,8 +17,6 @@ from enginehouse.tinker.names import Names
 from enginehouse.tinker.records.entries import ALIAS
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
-
-_UNSTATED: Final = 256  # tokens that a request without max_tokens is taken to cost
 
 
 def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -> APIRouter:
@@ -56,13 +54,22 @@ def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -
         name = body.get("model")
         if not isinstance(name, str):
             raise TinkerError("the request names no model")
+        sequences = sequences_of(body)
+        if sequences > desk.share:
+            raise TinkerError(
+                f"the request asks for {sequences} answers, and {desk.share} are the most of one "
+                "request here",
+                fix="choose a smaller n, or send the prompts in several requests",
+            )
         weights = await names.weights(name, user=user)
         desk.admit(user)
+        cost = sequences * tokens_of(body, longest=engine.max_length)
         async with AsyncExitStack() as places:
-            await places.enter_async_context(desk.slot(user, tokens=cost_of(body)))
+            slot = desk.slot(user, tokens=cost, sequences=sequences)
+            await places.enter_async_context(slot)
             if not body.get("stream"):
                 reply = await engine.complete(weights, path, body)
-                desk.count(user, reply)
+                desk.count(user, reply, charged=cost)
                 return JSONResponse(reply | {"model": name})
             events = await engine.stream(weights, path, body)
             return _HeldStream(events, places.pop_all())
@@ -70,15 +77,19 @@ def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -
     return router
 
 
-def cost_of(body: Mapping[str, Any]) -> int:
-    """What the answer may cost, in tokens; the engine has not looked at the body yet."""
+def tokens_of(body: Mapping[str, Any], *, longest: int) -> int:
+    """What an answer may cost, in tokens; the engine has not looked at the body yet."""
     tokens = body.get("max_completion_tokens") or body.get("max_tokens")
-    wanted = max(1, tokens) if isinstance(tokens, int) else _UNSTATED
+    return min(max(1, tokens), longest) if isinstance(tokens, int) else longest
+
+
+def sequences_of(body: Mapping[str, Any]) -> int:
+    """How many answers are wanted: `n` to each prompt."""
     choices = max(1, n) if isinstance(n := body.get("n"), int) else 1
     prompts = body.get("prompt")
     if isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts):
         choices *= len(prompts)
-    return wanted * choices
+    return choices
 
 
 class _HeldStream(StreamingResponse):

@@ -38,6 +38,12 @@ class TokenPrompt:
     targets: NDArray[np.int64] | None = None
     alternatives: int = 0
 
+    @property
+    def positions(self) -> int:
+        """At how many positions of the prompt `targets` and `alternatives` ask."""
+        targets = 0 if self.targets is None else int((self.targets >= 0).any(axis=1).sum())
+        return targets + (len(self.tokens) - 1 if self.alternatives else 0)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TopK:
@@ -84,12 +90,14 @@ class Weights:
     """What is to answer: the base model, or the adapter in a PEFT folder that never changes.
 
     `key` names the content among all weights of the service, such as its tinker:// path;
-    `unembed` says that the adapter has an output layer.
+    `unembed` says that the adapter has an output layer. The weights of several owners take turns
+    where an engine has fewer places than there are adapters.
     """
 
     key: str
     folder: Path | None = None
     unembed: bool = False
+    owner: str = ""
 
 
 LogprobScale = Literal["raw", "scaled"]

@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -41,11 +42,12 @@ _AMPLIFIED = (1e3, 1e6)
 
 @asynccontextmanager
 async def deployed_sampling(
-    deployment: Deployment, *, logprobs: LogprobScale, max_loras: int, notify: Notify
+    deployment: Deployment, *, logprobs: LogprobScale, max_loras: int, at_once: int, notify: Notify
 ) -> AsyncIterator[DeployedSampling]:
     """Sample from an open deployment for the length of the block.
 
-    `logprobs` is what its server was started to give. Raises WireError.
+    `logprobs` is what its server was started to give. Of one request, at most `at_once` sequences
+    are in the engine. Raises WireError.
     """
     engine = deployment.engine
     assert isinstance(engine, ServedEngine), "an engine that loads adapters is one that is served"
@@ -59,6 +61,7 @@ async def deployed_sampling(
             # of the whole, one token is kept, so that the longest prompt can be scored
             max_length=(own.max_model_len or 2048) - 1,
             logprobs=logprobs,
+            at_once=at_once,
             notify=notify,
         )
         try:
@@ -82,6 +85,7 @@ class DeployedSampling:
         *,
         max_length: int,
         logprobs: LogprobScale,
+        at_once: int,
         notify: Notify,
     ) -> None:
         self.deployment = deployment
@@ -90,6 +94,7 @@ class DeployedSampling:
         self._sampler = deployment.sampler
         self._max_length = max_length
         self._logprobs = logprobs
+        self._at_once = at_once
         self._notify = notify
         self._loaded: dict[str, Weights] = {}  # by alias
         self._proofs: dict[str, asyncio.Task[None]] = {}  # of those that are not proven yet
@@ -211,13 +216,17 @@ class DeployedSampling:
         work = [self._sequences(prompt, model, count, scored=at_once)]
         if scored and not at_once:
             work.append(self._scores(prompt, model))
-        if prompt.targets is not None:
-            work.append(self._targets(prompt, model))
-        if prompt.alternatives:
-            work.append(self._alternatives(prompt, model))
         fields: dict[str, Any] = {}
         for part in await together(work):
             fields |= part
+        if prompt.targets is not None:
+            fields["target_logprobs"] = await score_targets(
+                self._sampler, prompt, model=model, at_once=self._at_once
+            )
+        if prompt.alternatives:
+            fields["alternatives"] = await draw_alternatives(
+                self._sampler, prompt, model=model, at_once=self._at_once
+            )
         return Sampled(**fields)
 
     async def _sequences(
@@ -227,25 +236,26 @@ class DeployedSampling:
             none = np.array([], np.int32)
             empty = base.Sequence(tokens=none, logprobs=none.astype(np.float32), stopped=False)
             return {"sequences": (empty,) * prompt.samples}
-        asked = requests.answering(prompt, model=model, count=count, scored=scored)
-        response = await self._sampler.sample(asked)
-        made = [
-            requests.sequence_of(completion, candidates=prompt.sample_top_k)
-            for completion in response.completions
-        ]
-        repeated = made * prompt.samples if len(made) == 1 else made  # see `answering`
-        fields = requests.scores_of(response, prompt) if scored else {}
-        return {"sequences": tuple(repeated), **fields}
+        made: list[base.Sequence] = []
+        fields: dict[str, Any] = {}
+        greedy = prompt.temperature == 0  # all samples are the same
+        wanted = 1 if greedy else prompt.samples
+        for start in range(0, wanted, self._at_once):
+            # engines give the samples of one request the seeds that follow its own
+            seed = None if prompt.seed is None else prompt.seed + start
+            part = replace(prompt, samples=min(wanted - start, self._at_once), seed=seed)
+            asked = requests.answering(part, model=model, count=count, scored=scored)
+            response = await self._sampler.sample(asked)
+            fields |= requests.scores_of(response, prompt) if scored else {}
+            made += [
+                requests.sequence_of(completion, candidates=prompt.sample_top_k)
+                for completion in response.completions
+            ]
+        return {"sequences": tuple(made * prompt.samples if greedy else made), **fields}
 
     async def _scores(self, prompt: TokenPrompt, model: str) -> dict[str, Any]:
         response = await self._sampler.sample(requests.scoring(prompt, model=model))
         return requests.scores_of(response, prompt)
-
-    async def _targets(self, prompt: TokenPrompt, model: str) -> dict[str, Any]:
-        return {"target_logprobs": await score_targets(self._sampler, prompt, model=model)}
-
-    async def _alternatives(self, prompt: TokenPrompt, model: str) -> dict[str, Any]:
-        return {"alternatives": await draw_alternatives(self._sampler, prompt, model=model)}
 
     async def _alias(self, weights: Weights) -> str:
         """The alias of an adapter that has been loaded, and whose proof has begun."""
@@ -254,7 +264,7 @@ class DeployedSampling:
             async with self._turns[alias]:
                 if alias not in self._loaded:
                     assert weights.folder is not None
-                    loaded = await self.pool.load(alias, weights.folder)
+                    loaded = await self.pool.load(alias, weights.folder, owner=weights.owner)
                     self._loaded[alias] = weights
                     if loaded.stored.info.is_zero:
                         self._notify(f"{weights.key} changes nothing: it has not been trained")
@@ -307,7 +317,7 @@ class DeployedSampling:
         copy = f"{alias}-amplified"
         for times in _AMPLIFIED:
             with amplified(weights.folder, times=times) as folder:
-                await self.pool.load(copy, folder)
+                await self.pool.load(copy, folder, owner=weights.owner)
                 try:
                     await self.pool.prove(copy)
                 except NoEffectError:

@@ -100,7 +100,11 @@ def _sampling(
     deployment: Deployment, config: TinkerConfig, context: Context
 ) -> AbstractAsyncContextManager[DeployedSampling]:
     return deployed_sampling(
-        deployment, logprobs=config.logprobs, max_loras=config.max_loras, notify=context.notify
+        deployment,
+        logprobs=config.logprobs,
+        max_loras=config.max_loras,
+        at_once=min(config.max_samples, config.samples_in_flight),
+        notify=context.notify,
     )
 
 

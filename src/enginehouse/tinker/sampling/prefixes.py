@@ -23,9 +23,12 @@ T = TypeVar("T")
 
 
 async def score_targets(
-    sampler: Sampler, prompt: TokenPrompt, *, model: str
+    sampler: Sampler, prompt: TokenPrompt, *, model: str, at_once: int
 ) -> NDArray[np.float32]:
-    """The log-probabilities of the prompt's `targets`; 0 where those are -1. Raises TinkerError."""
+    """The log-probabilities of the prompt's `targets`; 0 where those are -1.
+
+    At most `at_once` sequences are in the engine. Raises TinkerError.
+    """
     targets, tokens = prompt.targets, prompt.tokens.tolist()
     assert targets is not None
     scored = np.zeros(targets.shape, np.float32)
@@ -39,7 +42,7 @@ async def score_targets(
             if token >= 0:
                 scored[row, column] = values[token]
 
-    await together([score(row) for row in rows])
+    await together([score(row) for row in rows], at_once=at_once)
     return scored
 
 
@@ -62,8 +65,10 @@ async def _scores(
     return values
 
 
-async def draw_alternatives(sampler: Sampler, prompt: TokenPrompt, *, model: str) -> TopK:
-    """The draws at each position after the first. Raises TinkerError."""
+async def draw_alternatives(
+    sampler: Sampler, prompt: TokenPrompt, *, model: str, at_once: int
+) -> TopK:
+    """The draws at each position after the first, as in `score_targets`. Raises TinkerError."""
     tokens, count = prompt.tokens.tolist(), prompt.alternatives
     rows = range(len(tokens) - 1)
     _require_few(rows, "prompt_alt_tokens_k")
@@ -80,7 +85,7 @@ async def draw_alternatives(sampler: Sampler, prompt: TokenPrompt, *, model: str
             made = requests.sequence_of(completion, candidates=0)
             ids[row, column], logprobs[row, column] = made.tokens[0], made.logprobs[0]
 
-    await together([draw(row) for row in rows])
+    await together([draw(row) for row in rows], at_once=max(1, at_once // count))
     return TopK(token_ids=ids, logprobs=logprobs)
 
 
@@ -94,12 +99,25 @@ def _require_few(rows: Sequence[int], field: str) -> None:
         )
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all of it; when one fails, the others are cancelled, and have ended when it raises."""
-    tasks = [asyncio.ensure_future(one) for one in work]
+async def together(
+    work: Sequence[Coroutine[Any, Any, T]], *, at_once: int | None = None
+) -> list[T]:
+    """Await all of it; when one fails, the others are cancelled, and have ended when it raises.
+
+    At most `at_once` run at the same time.
+    """
+    gate = asyncio.Semaphore(at_once or max(1, len(work)))
+
+    async def admitted(one: Coroutine[Any, Any, T]) -> T:
+        async with gate:
+            return await one
+
+    tasks = [asyncio.ensure_future(admitted(one)) for one in work]
     try:
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for one in work:
+            one.close()  # which may not have begun
