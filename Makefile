@@ -26,8 +26,8 @@ test-engines: $(VENV)/.ready-dev  ## the real engines, Ray and Kubernetes
 	$(if $(PREPARING),flock $(PREPARING) true)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(engine or ray or kubernetes) and not gpu and not soak" --durations=25 $(ENGINE_TESTS)
 
-test-fast: $(VENV)/.ready-dev  ## without the real vLLM and the slow tests, under a minute
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not gpu and not slow and not soak and not browser"
+test-fast: $(VENV)/.ready-dev  ## without real engines, other programs and the slow tests, about a minute
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not (slow or engine or gpu or slurm or docker or ray or kubernetes or browser or soak)"
 
 test-browser: $(VENV)/.ready-dev  ## the HTML pages in Chromium, which must be installed
 	$(BIN)/python -m pytest -q -m browser tests/report

@@ -1,4 +1,4 @@
-"""What many jobs cost on Slurm: python benchmarks/slurm_jobs.py.
+"""What many jobs cost on Slurm: PYTHONPATH=. python benchmarks/slurm_jobs.py.
 
 One launch file is read and planned once. Then as many jobs of it are recorded and submitted, as
 `enginehouse launch run` does it, a few at a time, and their status is asked for, as `enginehouse
@@ -22,9 +22,6 @@ from pathlib import Path
 
 import yaml
 from interleaved import HEAD, machine, mean, row, say
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from tests.support.slurm_cluster import slurm_cluster
 
 from enginehouse.jobs.launch import launch, refresh

@@ -1,14 +1,16 @@
 """What waiting for the Tinker service costs: python benchmarks/tinker_futures.py.
 
-A job that does nothing, one after another over HTTP on loopback: from sending it to having its
-answer, with both written to the journal. And the share of a core that the service uses while many
-clients each hold a poll for a future that is not answered, over whole rounds of polls.
+A training job that computes next to nothing, one after another over HTTP on loopback, through the
+whole service but for the trainer's mathematics (tinker_noop_service.py): from sending it to having
+its answer. And the share of a core that the service uses while many clients each hold a poll for a
+sample that is not answered, over whole rounds of polls.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import subprocess
 import sys
 import tempfile
@@ -16,17 +18,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import numpy as np
 import psutil
 from interleaved import FOLDER, HEAD, machine, mean, row, say
-from tinker_noop_service import NOOP
+from tinker_noop_service import MODEL
+
+from enginehouse.tinker.wire.schema import PROTOBUF, messages
 
 _LATENCY_BUDGET, _SHARE_BUDGET = 5.0, 0.05  # milliseconds, of a core
 _POLL = "/api/v1/retrieve_future"
-_HEADERS = {"x-api-key": "tml-bench", "accept": "application/x-protobuf"}
-_BODY = b"x" * 2000
+_HEADERS = {"x-api-key": "tml-bench", "accept": "application/json, application/x-protobuf"}
+_TOKENS = list(range(1, 9))
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,13 @@ def main(arguments: Sequence[str]) -> None:
     say(machine())
     medians, tails, shares = [], [], []
     with _service() as service:
-        asyncio.run(_latencies(service, jobs=asked.jobs, first="warm"))
+        asyncio.run(_latencies(service, jobs=asked.jobs))  # warms up
         for number in range(asked.rounds):
-            latencies = asyncio.run(_latencies(service, jobs=asked.jobs, first=str(number)))
+            latencies = asyncio.run(_latencies(service, jobs=asked.jobs))
             medians.append(float(np.median(latencies)))
             tails.append(float(np.quantile(latencies, 0.99)))
             say(f"round {number + 1}: median {medians[-1]:.2f} ms, p99 {tails[-1]:.2f} ms")
-    with _service() as service:
+    with _service("held") as service:
         measured = _shares(
             service, waiting=asked.waiting, seconds=asked.seconds, rounds=asked.rounds
         )
@@ -66,10 +71,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _service() -> Iterator[_Service]:
-    """The service in a process of its own, with an empty journal."""
+def _service(*words: str) -> Iterator[_Service]:
+    """The service in a process of its own, with an empty home."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(FOLDER / "tinker_noop_service.py"), folder]
+        command = [sys.executable, str(FOLDER / "tinker_noop_service.py"), folder, *words]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
@@ -84,25 +89,64 @@ def _client(service: _Service) -> aiohttp.ClientSession:
     )
 
 
-async def _latencies(service: _Service, *, jobs: int, first: str) -> list[float]:
-    """Milliseconds of each job, asked by one client with one connection."""
+async def _latencies(service: _Service, *, jobs: int) -> list[float]:
+    """Milliseconds of each job, asked by one client with one connection, of a model of its own."""
     latencies = []
     async with _client(service) as client:
-        for number in range(jobs):
+        session = await _post(client, "create_session", {"tags": [], "sdk_version": "0.38.0"})
+        body = {
+            "session_id": session["session_id"],
+            "model_seq_id": 0,
+            "base_model": MODEL,
+            "lora_config": {"rank": 4, "seed": 1},
+        }
+        asked = await _post(client, "create_model", body)
+        model = json.loads(await _answer(client, asked["request_id"]))["model_id"]
+        for number in range(1, jobs + 1):
             began = time.perf_counter()
-            request_id = await _send(client, NOOP, key=f"{first}-{number}")
-            async with client.post(_POLL, json={"request_id": request_id}) as reply:
-                assert await reply.read()
-                assert reply.content_type == "application/x-protobuf"
+            asked = await _post(client, "forward_backward", _forward(model, number))
+            assert await _answer(client, asked["request_id"])
             latencies.append(1000 * (time.perf_counter() - began))
     return latencies
+
+
+def _forward(model_id: str, seq_id: int) -> bytes:
+    """A forward pass over one short sequence."""
+    wire = messages()
+    request = wire.ForwardBackwardRequest(
+        model_id=model_id, seq_id=seq_id, loss_fn="cross_entropy", forward_only=True
+    )
+    datum = request.data.add()
+    datum.model_input.add().encoded_text.tokens = np.array(_TOKENS, np.int32).tobytes()
+    for name, dtype, values in (
+        ("target_tokens", wire.DTYPE_INT64, np.array(_TOKENS, np.int64)),
+        ("weights", wire.DTYPE_FLOAT32, np.ones(len(_TOKENS), np.float32)),
+    ):
+        tensor = wire.Tensor(dtype=dtype, shape=[len(values)], dense=values.tobytes())
+        datum.loss_fn_inputs[name].CopyFrom(tensor)
+    return bytes(request.SerializeToString())
 
 
 async def _shares(service: _Service, *, waiting: int, seconds: float, rounds: int) -> list[float]:
     """Per round, the CPU time of the service over the time that passed."""
     async with _client(service) as client:
-        route = f"{NOOP}?wait=1"
-        ids = [await _send(client, route, key=str(number)) for number in range(waiting)]
+        session = await _post(client, "create_session", {"tags": [], "sdk_version": "0.38.0"})
+        body = {
+            "session_id": session["session_id"],
+            "sampling_session_seq_id": 0,
+            "base_model": MODEL,
+        }
+        sampler = await _post(client, "create_sampling_session", body)
+        ask = {
+            "sampling_session_id": sampler["sampling_session_id"],
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": _TOKENS}]},
+            "sampling_params": {"max_tokens": 4},
+            "type": "sample",
+        }
+        asked = [
+            await _post(client, "asample", ask | {"seq_id": number}) for number in range(waiting)
+        ]
+        ids = [one["request_id"] for one in asked]
         polls = [asyncio.create_task(_poll(client, request_id)) for request_id in ids]
         await asyncio.sleep(5)  # until all have connected
         shares = []
@@ -118,10 +162,25 @@ async def _shares(service: _Service, *, waiting: int, seconds: float, rounds: in
     return shares
 
 
-async def _send(client: aiohttp.ClientSession, route: str, *, key: str) -> str:
-    async with client.post(route, data=_BODY, headers={"x-idempotency-key": key}) as reply:
-        accepted = await reply.json()
-    return str(accepted["request_id"])
+async def _post(client: aiohttp.ClientSession, route: str, body: bytes | dict[str, Any]) -> Any:
+    """What a route answers to a protobuf message or a JSON object."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    kind = PROTOBUF if isinstance(body, bytes) else "application/json"
+    headers = {"content-type": kind}
+    async with client.post(f"/api/v1/{route}", data=data, headers=headers) as reply:
+        content = await reply.json()
+        assert reply.status == 200, content
+        return content
+
+
+async def _answer(client: aiohttp.ClientSession, request_id: str) -> bytes:
+    """What a future gives."""
+    async with client.post(_POLL, json={"request_id": request_id}) as reply:
+        content = await reply.read()
+        assert reply.status == 200, content
+        assert b"try_again" not in content, content
+        assert b'"error"' not in content, content
+        return content
 
 
 async def _poll(client: aiohttp.ClientSession, request_id: str) -> None:

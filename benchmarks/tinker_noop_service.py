@@ -1,4 +1,8 @@
-"""A Tinker service whose jobs do nothing: its guard, its polls and its journal alone."""
+"""A Tinker service with a fake trainer and a fake sampling engine: HOME, or HOME held.
+
+Everything between a request and those two is the service's own: HTTP, guard, database, journal,
+queues and files. With "held", the engine answers nothing, so that samples wait for ever.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +10,37 @@ import asyncio
 import sys
 from pathlib import Path
 
-from fastapi import APIRouter, Request
-
+from enginehouse.runtime.context import Context
 from enginehouse.runtime.http_service import listening, running
-from enginehouse.tinker.application import current_user, make_application
-from enginehouse.tinker.future import SAMPLE, Future
-from enginehouse.tinker.futures import Futures
-from enginehouse.tinker.guard import Guard
-from enginehouse.tinker.routes.futures import futures_routes
-from enginehouse.tinker.wire.schema import PROTOBUF
+from enginehouse.testing.fake_sampling import FakeSampling
+from enginehouse.testing.fake_trainer import FakeTrainer
+from enginehouse.tinker.configuration import TinkerConfig
+from enginehouse.tinker.service import open_service
+from enginehouse.tinker.stores import open_stores
 
-NOOP = "/api/v1/noop"
-_PAYLOAD = bytes(range(256)) * 4
+MODEL = "fake/bigram"
 
 
 def main() -> None:
     """Serve from the folder in the arguments, until killed; the address is the first line."""
-    asyncio.run(_serve(Path(sys.argv[1])))
+    asyncio.run(_serve(Path(sys.argv[1]), held="held" in sys.argv[2:]))
 
 
-async def _serve(folder: Path) -> None:
-    futures = Futures.open(folder)
-    routes = [futures_routes(futures), _noop_routes(futures)]
-    application = Guard(
-        make_application(routes), authenticate=lambda key: key, largest_body=1 << 20
-    )
+async def _serve(home: Path, *, held: bool) -> None:
+    config = TinkerConfig(base_model=MODEL, home=home)
+    context = Context()
+    trainer, engine = FakeTrainer(base_model=MODEL), FakeSampling()
+    if held:
+        engine.running.clear()
+    await trainer.start()
     with listening(None, option="--port") as listener:
-        async with running(application, listener) as service:
-            print(service.url, flush=True)
-            await service.ended()
-
-
-def _noop_routes(futures: Futures) -> APIRouter:
-    """One route that accepts what it is sent; with ?wait=1 it is never answered."""
-    router = APIRouter()
-    running_jobs: set[asyncio.Task[None]] = set()
-
-    @router.post(NOOP)
-    async def accept(request: Request) -> dict[str, str]:
-        future = await futures.accept(
-            key=request.headers["x-idempotency-key"],
-            kind=SAMPLE,
-            user=current_user(request),
-            body=await request.body(),
-            content_type="application/json",
-            details={},
-        )
-        if future.take() and "wait" not in request.query_params:
-            job = asyncio.create_task(_finish(future))
-            running_jobs.add(job)
-            job.add_done_callback(running_jobs.discard)
-        return {"request_id": future.request_id}
-
-    async def _finish(future: Future) -> None:
-        await futures.finish(future, _PAYLOAD, content_type=PROTOBUF)
-
-    return router
+        async with (
+            open_stores(config, context) as stores,
+            open_service(config, context, stores=stores, trainer=trainer, engine=engine) as service,
+            running(service.application, listener) as http,
+        ):
+            print(http.url, flush=True)
+            await http.ended()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Rounds of training: our trainer's engine, and a bare torch + PEFT loop on the same batches.
 
-`python trainer_rounds.py PAYLOADS MODEL DTYPE THREADS ROUNDS LENGTH…`, run by the trainer's own
-environment (see tinker_trainer.py). After a round that warms up, each prints JSON lines of
-`figure`, `length` in tokens, and the seconds of `ours` and `theirs`, which take turns: one user's
-batch of four sequences against the bare loop, and four users' sequences in one call against four
-calls. Each is a forward_backward and an optim_step.
+`python trainer_rounds.py MODEL DTYPE THREADS ROUNDS LENGTH…`, run by the trainer's own environment
+with the payloads on PYTHONPATH (see tinker_trainer.py). After a round that warms up, each prints
+JSON lines of `figure`, `length` in tokens, and the seconds of `ours` and `theirs`, which take
+turns: one user's batch of four sequences against the bare loop, and four users' sequences in one
+call against four calls. Each is a forward_backward and an optim_step.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, sys.argv[1])
 
 import numpy as np
 import torch
@@ -120,5 +118,5 @@ def _seconds(step: Callable[[Batch], None], batch: Batch) -> float:
 
 
 if __name__ == "__main__":
-    words = sys.argv[2:]
+    words = sys.argv[1:]
     main(Path(words[0]), words[1], int(words[2]), int(words[3]), [int(word) for word in words[4:]])

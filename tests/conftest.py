@@ -129,7 +129,9 @@ def house(
 
     Whatever the test leaves running there is an error.
     """
-    house = command_line.House(tmp_path / "house", python=fake_python)
+    # Every command would read the certificates of all authorities, of which it needs none.
+    env = {"SSL_CERT_FILE": os.devnull}
+    house = command_line.House(tmp_path / "house", python=fake_python, env=env)
     for name, value in house.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(house.work)

@@ -197,6 +197,7 @@ async def test_matches_run_at_once_up_to_what_fills_the_engine(tmp_path):
     assert len(matches(run)) == 8
 
 
+@pytest.mark.slow
 async def test_a_busy_server_holds_up_only_its_own_matches(tmp_path):
     """The other pairings go on, and the busy one's matches are not all begun."""
     released = asyncio.Event()
@@ -486,6 +487,7 @@ async def test_a_server_that_was_restarted_has_no_hit_rate(tmp_path):
     assert not [r for r in records(run) if isinstance(r, PrefixCacheRecord)]
 
 
+@pytest.mark.slow
 async def test_a_server_gets_as_many_calls_as_it_takes(tmp_path):
     """If nothing says how many that are: more than at first, since none ever waits there."""
 

@@ -75,6 +75,7 @@ async def test_killed_at_its_own_writes(tmp_path, *, many):
     await check(run, tmp_path)
 
 
+@pytest.mark.slow
 async def test_every_cut_of_the_journals_end_resumes(tmp_path):
     """Whatever the last bytes lack, a resume asks only that, and the matches are the same."""
     run = new_run(tmp_path)

@@ -202,6 +202,7 @@ def test_consensus_is_the_share_of_unanimous_votes(tmp_path: Path):
     assert scripts.teams[0].figures["consensus"].count == 0
 
 
+@pytest.mark.slow
 def test_ratings_need_three_teams_that_met(tmp_path: Path):
     """The one that plays RED more often scores more, and is rated higher."""
     three = {"red": 0.1, "mixed": 0.5, "black": 0.9}
@@ -236,6 +237,7 @@ def test_matches_that_left_a_record_are_counted(tmp_path: Path):
     assert any("1 of 8 matches left" in note for note in summarise_experiment(run).notes)
 
 
+@pytest.mark.slow
 def test_the_report_is_repeatable_json(tmp_path: Path):
     """The same journal gives the same bytes, without NaN."""
     run, report = report_of(tmp_path, agents=3, calls=True)

@@ -10,8 +10,6 @@ from tests.support.command_line import House
 from tests.support.tiny_adapters import write_adapter
 from tests.support.tiny_checkpoints import write_checkpoint
 
-pytestmark = pytest.mark.slow
-
 ITEMS = [{"ask": f"What is {n} + 1?", "right": str(n + 1)} for n in range(4)]
 
 
@@ -20,6 +18,7 @@ def adapters(house: House, *seeds: int) -> list[str]:
     return [write_adapter(house.work / f"step-{seed}", seed=seed).name for seed in seeds]
 
 
+@pytest.mark.slow
 def test_an_adapter_answers(house: House, call):
     """The run says whose answers they are: the adapter's name has its content's digest."""
     (one,) = adapters(house, 1)
@@ -32,6 +31,7 @@ def test_an_adapter_answers(house: House, call):
     assert "--enable-lora" in who["engine_arguments"]
 
 
+@pytest.mark.slow
 def test_a_model_and_two_adapters_on_one_server(house: House, call):
     """Three runs, one start, and the bare model is what the others are compared with."""
     one, two = adapters(house, 1, 2)
@@ -82,6 +82,7 @@ def test_wrong_usage(house: House, call, words: tuple[str, ...], said: str):
     assert house.runs == []
 
 
+@pytest.mark.slow
 def test_samples_of_an_adapter(house: House, call):
     """Every command that takes a model takes one."""
     (one,) = adapters(house, 1)
@@ -93,6 +94,7 @@ def test_samples_of_an_adapter(house: House, call):
     assert line["model"].startswith("step-1@")
 
 
+@pytest.mark.slow
 def test_load_list_verify_unload(house: House, call):
     """By the server's name or its address; the digest is in the name that requests use."""
     one, two = adapters(house, 1, 2)
@@ -121,6 +123,7 @@ def test_load_list_verify_unload(house: House, call):
     assert call("stop", "it").code == 0
 
 
+@pytest.mark.slow
 def test_an_overwritten_store_is_found_by_verify(house: House, call):
     """The server still has the old content; the folder that it came from has not."""
     one, two = adapters(house, 1, 2)
@@ -136,6 +139,7 @@ def test_an_overwritten_store_is_found_by_verify(house: House, call):
     assert call("stop", "it").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detach", [True, False])
 def test_an_adapter_is_served(house: House, call, detach: bool):  # noqa: FBT001
     """It is the first of the models, and what the command to try asks for."""
@@ -157,6 +161,7 @@ def test_an_adapter_is_served(house: House, call, detach: bool):  # noqa: FBT001
         assert running.end().code == 130
 
 
+@pytest.mark.slow
 def test_an_adapter_that_does_not_fit_leaves_no_server(house: House, call):
     """A detached server is stopped if the adapter cannot be loaded."""
     (one,) = adapters(house, 1)
@@ -166,6 +171,7 @@ def test_an_adapter_that_does_not_fit_leaves_no_server(house: House, call):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_measured(house: House, call):
     """`bench` asks the adapter."""
     (one,) = adapters(house, 1)
@@ -175,6 +181,7 @@ def test_an_adapter_is_measured(house: House, call):
     assert done.report["model"].startswith("step-1@")
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_server_that_is_not_ours(house: House, call):
     """It is loaded for the run and taken back; others of its name stay."""
     (one,) = adapters(house, 1)
@@ -194,6 +201,7 @@ def test_an_adapter_on_a_server_that_is_not_ours(house: House, call):
     assert call("stop", "it").code == 0
 
 
+@pytest.mark.slow
 def test_an_adapter_is_measured_on_a_server_that_is_not_ours(house: House, call):
     """It is loaded for the measurement, and nothing of it is left."""
     (one,) = adapters(house, 1)
@@ -208,6 +216,7 @@ def test_an_adapter_is_measured_on_a_server_that_is_not_ours(house: House, call)
     assert call("stop", "it").code == 0
 
 
+@pytest.mark.slow
 def test_folders_with_an_equals_sign(house: House, call):
     """As sweeps name them: a folder that is there is one, and a name ends at the first sign."""
     write_adapter(house.work / "lr=0.1" / "step", seed=1)
@@ -221,6 +230,7 @@ def test_folders_with_an_equals_sign(house: House, call):
     assert call("stop", "it").code == 0
 
 
+@pytest.mark.slow
 def test_a_folder_s_name_becomes_one_for_requests(house: House, call):
     """Whatever characters it has; a dot is the folder that one is in."""
     write_adapter(house.work / "out of step é", seed=3)

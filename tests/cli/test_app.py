@@ -55,6 +55,7 @@ def test_help_imports_no_engine_room():
     assert done.stderr == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "offered"), [("ev", "eval"), ("eval --max-mod", "--max-model-len")]
 )

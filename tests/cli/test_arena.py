@@ -24,6 +24,7 @@ def send(url: str, body: Any = None) -> Any:
         return json.loads(reply.read())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_scene_is_answered_until_a_signal(house: House, number: signal.Signals):
     """On a free port of 127.0.0.1, by a model that was started for it; nothing is left."""
@@ -41,6 +42,7 @@ def test_a_scene_is_answered_until_a_signal(house: House, number: signal.Signals
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_refused_before_the_model_starts(house: House):
     """With the option to change."""
     with socket.socket() as taken:
@@ -53,6 +55,7 @@ def test_a_taken_port_is_refused_before_the_model_starts(house: House):
     assert not list((house.home / "state/servers").glob("*"))
 
 
+@pytest.mark.slow
 def test_json(house: House):
     """The address, for a program that starts scenes."""
     arena = house.start("arena", "serve", str(house.model()), "--json")

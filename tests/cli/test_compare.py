@@ -8,8 +8,6 @@ import re
 import pytest
 from tests.support.command_line import House, sums
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def evaluated(house: House, call):
@@ -28,6 +26,7 @@ def evaluated(house: House, call):
     return run
 
 
+@pytest.mark.slow
 def test_two_models_on_the_same_items(evaluated, call):
     """12 items better, none worse: the difference, its test and the verdict, with exit code 0."""
     a, b = evaluated(15), evaluated(3)
@@ -45,6 +44,7 @@ def test_two_models_on_the_same_items(evaluated, call):
     assert call("compare", b, a, "--json").report["tasks"][0]["verdict"] == "a_better"
 
 
+@pytest.mark.slow
 def test_nothing_found_is_no_error(evaluated, call):
     """Exit code 0, and what would have been found; other sampling is warned of."""
     a, b = evaluated(3), evaluated(4, "--temperature", "0.5", "--seed", "9")
@@ -59,6 +59,7 @@ def test_nothing_found_is_no_error(evaluated, call):
     assert re.search("warning: .*--seed.* A 0, B 9", done.out)
 
 
+@pytest.mark.slow
 def test_what_is_refused(evaluated, call):
     """Exit code 2 for runs that cannot be paired, 8 for one that does not exist."""
     a = evaluated(3)
@@ -69,6 +70,7 @@ def test_what_is_refused(evaluated, call):
     assert call("compare", a, "nosuchrun").code == 8
 
 
+@pytest.mark.slow
 def test_too_many_failures_are_exit_code_9(house: House, call):
     """As in eval: the comparison is printed, and the task without a score named."""
     house.model()
@@ -83,6 +85,7 @@ def test_too_many_failures_are_exit_code_9(house: House, call):
     assert "2 of 8 samples failed" in done.out
 
 
+@pytest.mark.slow
 def test_samples_and_k(evaluated, call, house: House):
     """Several samples show pass@k by default; --at-k chooses, and refuses k above n."""
     words = ("--samples", "4", "--temperature", "1")

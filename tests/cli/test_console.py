@@ -8,8 +8,6 @@ import pytest
 from tests.support.command_line import House, sums
 from tests.support.terminals import on_a_terminal
 
-pytestmark = pytest.mark.slow
-
 ESCAPE, BOLD, FAILURE = "\x1b[", "\x1b[1m", "\x1b[1;31m"
 
 
@@ -22,6 +20,7 @@ def words(house: House) -> tuple[str, ...]:
     return ("eval", "tiny", *words, "--env", house.answers(canned))
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_plain_text(house: House, call, words: tuple[str, ...]):
     """No escape code on either stream; progress in lines."""
     done = call(*words)
@@ -34,6 +33,7 @@ def test_a_pipe_gets_plain_text(house: House, call, words: tuple[str, ...]):
         assert ESCAPE not in shown.out + shown.err
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours_and_a_bar(house: House, words: tuple[str, ...]):
     """A bar that is redrawn in place, bold names, failures in red."""
     code, screen = on_a_terminal(house, *words)
@@ -45,6 +45,7 @@ def test_a_terminal_gets_colours_and_a_bar(house: House, words: tuple[str, ...])
     assert FAILURE in screen
 
 
+@pytest.mark.slow
 def test_no_color_is_obeyed(house: House, call, words: tuple[str, ...]):
     """NO_COLOR takes the colours away, on a terminal too."""
     assert call(*words).code == 0
@@ -55,6 +56,7 @@ def test_no_color_is_obeyed(house: House, call, words: tuple[str, ...]):
     assert not [code for code in range(30, 48) if f"[{code}m" in screen or f";{code}m" in screen]
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_lines(house: House, words: tuple[str, ...]):
     """Where the cursor cannot move there is no bar."""
     code, screen = on_a_terminal(house, *words, TERM="dumb")
@@ -63,6 +65,7 @@ def test_a_dumb_terminal_gets_lines(house: House, words: tuple[str, ...]):
     assert re.search("6/6 samples, .*1 failed", screen)
 
 
+@pytest.mark.slow
 def test_json_is_alone_on_standard_output(house: House, call, words: tuple[str, ...]):
     """Notes go elsewhere, so that a program can read every result."""
     assert call(*words, "--json").report["complete"]

@@ -34,6 +34,7 @@ def line(text: str, *words: str) -> bool:
     return any(tuple(found.split()[: len(words)]) == words for found in text.splitlines())
 
 
+@pytest.mark.slow
 def test_report_has_the_known_scores(house: House, call):
     """Counts of all six outcomes, correct / (all - failed), its interval, and a clean end."""
     house.model()
@@ -53,6 +54,7 @@ def test_report_has_the_known_scores(house: House, call):
     assert port_is_free(url_of(done.err))
 
 
+@pytest.mark.slow
 def test_progress_goes_to_standard_error(house: House, call):
     """What was chosen and how far it is stands in lines on standard error; -q leaves nothing."""
     house.model()
@@ -74,6 +76,7 @@ def test_progress_goes_to_standard_error(house: House, call):
     assert line(quiet.out, "sums", "24", "10", "5", "4", "3", "0", "2")
 
 
+@pytest.mark.slow
 def test_json_agrees_with_the_table_and_runs_again(house: House, call):
     """--json is one document; the resolved config.yaml gives the same result from anywhere."""
     house.model()
@@ -91,6 +94,7 @@ def test_json_agrees_with_the_table_and_runs_again(house: House, call):
     assert again["run"] != first["run"]
 
 
+@pytest.mark.slow
 def test_three_tasks_on_one_server(house: House, call):
     """A user's task, instructions and hellaswag (by log-likelihood) share one start."""
     model = house.model()
@@ -156,6 +160,7 @@ def hellaswag_by_hand(model: Path) -> tuple[float, float]:
     return norm / 8, plain / 8
 
 
+@pytest.mark.slow
 def test_every_sample_can_be_shown(house: House, call):
     """`runs` lists the run, `show --sample` gives request, answer and outcome of each sample."""
     house.model()
@@ -177,6 +182,7 @@ def test_every_sample_can_be_shown(house: House, call):
     assert "24" in beyond.err
 
 
+@pytest.mark.slow
 def test_provenance_is_whole(house: House, call):
     """Engine, its arguments, environment and digests are in the report of our own server."""
     house.model()
@@ -195,6 +201,7 @@ def test_provenance_is_whole(house: House, call):
     assert f"computed in  {chosen.dtype}: {chosen.reason}" in shown.out
 
 
+@pytest.mark.slow
 def test_secrets_are_nowhere(house: House, call):
     """The API key and a token reach the engine, but no file, report or message that we write."""
     house.model()
@@ -224,6 +231,7 @@ def test_secrets_are_nowhere(house: House, call):
     assert "TOKENIZERS_PARALLELISM: 'false'" in config
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_its_owners_alone(house: House, call):
     """Run, journal, report, server record and log, whatever the umask; a user's own file is not."""
     house.model()
@@ -258,6 +266,7 @@ def test_a_wrong_value_may_be_a_secret(house: House, call):
     assert "hf_secret" not in f"{options!r} {options} {command!r} {command}"
 
 
+@pytest.mark.slow
 def test_options_win_over_a_tasks_own_settings(house: House, call):
     """--limit on the command line also replaces the limit that the file gives one task."""
     house.model()
@@ -291,6 +300,7 @@ def test_the_first_items_of_a_seeded_order(house: House, call):
     assert (task["samples"], task["items"], task["samples_per_item"]) == (6, 2, 3)
 
 
+@pytest.mark.slow
 def test_options_beat_the_config(house: House, call):
     """A value on the command line wins over the same key of the YAML; the rest stays."""
     model = house.model()

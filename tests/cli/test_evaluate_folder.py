@@ -7,8 +7,6 @@ from tests.support.command_line import House, journaled, scored, sums, until
 
 from enginehouse.core.errors import ConfigurationError, StoreError
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def words(house: House) -> tuple[str, ...]:
@@ -20,6 +18,7 @@ def words(house: House) -> tuple[str, ...]:
     return (*words, "--folder", "job/run")
 
 
+@pytest.mark.slow
 def test_repeated_until_it_is_complete(house: House, call, words: tuple[str, ...]):
     """Interrupted, continued by the same command, and then complete: every sample is asked once."""
     folder = house.work / "job/run"
@@ -40,6 +39,7 @@ def test_repeated_until_it_is_complete(house: House, call, words: tuple[str, ...
     assert "75.0%" in shown.out
 
 
+@pytest.mark.slow
 def test_what_is_in_the_folder_is_not_touched(house: House, call, words: tuple[str, ...]):
     """Another configuration, other files, and several models for one folder are refused."""
     assert call(*words).code == 0

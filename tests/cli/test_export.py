@@ -12,8 +12,6 @@ import yaml
 from tests.cli.test_launch import Launches
 from tests.support.command_line import House, sums
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def words(house: House) -> tuple[str, ...]:
@@ -33,6 +31,7 @@ def export_file(house: House, **sections: Any) -> str:
     return str(house.write("export.yaml", yaml.safe_dump({"export": sections})))
 
 
+@pytest.mark.slow
 def test_runs_to_files(house: House, call, words):
     """By id and by folder, twice; the table says where the figures are."""
     run, other = (call("eval", *words, "--json").report["run"] for _ in range(2))
@@ -49,6 +48,7 @@ def test_runs_to_files(house: House, call, words):
     assert figure["low"] < 0.75 < figure["high"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_exports_at_its_end(house: House, call, words):
     """As the file says; wrong settings are refused before anything is started."""
     path = house.work / "out/figures.csv"
@@ -70,6 +70,7 @@ def test_an_evaluation_exports_at_its_end(house: House, call, words):
     assert len(house.runs) == known
 
 
+@pytest.mark.slow
 def test_a_failed_export_keeps_the_run(house: House, call, words):
     """The report is printed, the run is complete, and exporting it later needs no new answer."""
     path = house.work / "figures.json"
@@ -83,6 +84,7 @@ def test_a_failed_export_keeps_the_run(house: House, call, words):
     assert runs_in(path) == [done.report["run"]]
 
 
+@pytest.mark.slow
 def test_what_is_refused(house: House, call, words):
     """Exit code 2 for what is wrong on the command line, 8 for a run that does not exist."""
     run = call("eval", *words, "--json").report["run"]
@@ -102,6 +104,7 @@ def test_what_is_refused(house: House, call, words):
     assert call("launch", "export", "nosuch", "--to", "json", *out).code == 8
 
 
+@pytest.mark.slow
 def test_a_job_exports_at_its_end(house: House, call):
     """To the job's folder; a resumed job exports again, and so does its id."""
     launches = Launches(house, call)
@@ -145,6 +148,7 @@ def test_a_wrong_section_is_refused_before_the_job(house: House, call):
     assert not (house.work / "jobs").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk(house: House, call, words):
     """Exit code 8, and no half-written file."""
     run = call("eval", *words, "--json").report["run"]
@@ -153,6 +157,7 @@ def test_a_full_disk(house: House, call, words):
     assert "/dev/full" in done.err
 
 
+@pytest.mark.slow
 def test_another_program_may_read_it_through_a_pipe(house: House, call, words):
     """/dev/stdout takes the file's content."""
     run = call("eval", *words, "--json").report["run"]

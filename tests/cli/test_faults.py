@@ -24,8 +24,6 @@ from enginehouse.servers.server import OwnedServer
 from enginehouse.servers.timings import Timings
 from enginehouse.store.journal import read_journal
 
-pytestmark = pytest.mark.slow
-
 ITEMS = 50
 Call = Callable[..., Finished]
 TWO = r"Sum number (7|33):"  # the requests of two samples
@@ -94,6 +92,7 @@ PASSING: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING, ids=json.dumps)
 def test_what_passes_costs_no_sample(house: House, call: Call, words, fault: dict[str, Any]):
     """However often it happens: every sample is answered in the end."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from tests.support.command_line import House, sums
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def evaluated(house: House, call):
@@ -25,6 +23,7 @@ def evaluated(house: House, call):
     return run
 
 
+@pytest.mark.slow
 def test_exit_codes(evaluated, call, house: House):
     """0 for a pass, 11 for a failure, 12 for too few items; the result is printed in each case."""
     baseline, better, worse = evaluated(12), evaluated(0), evaluated(27)
@@ -46,6 +45,7 @@ def test_exit_codes(evaluated, call, house: House):
     assert call("gate", again, *words).code == 0
 
 
+@pytest.mark.slow
 def test_what_is_refused(evaluated, call, house: House):
     """Exit code 2 for a wrong policy, 8 for a run that does not exist; nothing is printed."""
     run = evaluated(3)

@@ -15,8 +15,6 @@ from tests.support.command_line import House, port_is_free
 from tests.support.tiny_adapters import BASE, write_adapter
 from tests.support.tiny_checkpoints import write_checkpoint
 
-pytestmark = pytest.mark.slow
-
 
 def ask(url: str, *, key: str | None = None, model: str = "tiny") -> dict[str, object]:
     """A completion."""
@@ -30,6 +28,7 @@ def ask(url: str, *, key: str | None = None, model: str = "tiny") -> dict[str, o
         return found
 
 
+@pytest.mark.slow
 def test_until_ctrl_c_whatever_happens_to_the_engine(house: House) -> None:
     """It says how to use it; a killed engine is started again under it; Ctrl-C ends both."""
     house.model()
@@ -47,6 +46,7 @@ def test_until_ctrl_c_whatever_happens_to_the_engine(house: House) -> None:
     assert port_is_free(url.removesuffix("/v1"))
 
 
+@pytest.mark.slow
 def test_the_key_is_asked_and_never_shown(house: House) -> None:
     """From the environment, for the gateway and the engine behind it."""
     house.model()
@@ -74,6 +74,7 @@ def test_beyond_loopback_a_key_is_needed_before_anything_starts(house: House, ca
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_adapters_and_a_journal(house: House, tmp_path: Path) -> None:
     """A request names an adapter; a gateway that was killed goes on with what it had answered."""
     write_checkpoint(house.work / "tiny", shapes=dict(BASE))

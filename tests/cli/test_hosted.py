@@ -71,6 +71,7 @@ def words(house: House) -> tuple[tuple[str, ...], dict[str, str]]:
     return ("--task", str(house.task(items))), canned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VENDORS)
 def test_an_evaluation_end_to_end_leaves_no_key_behind(house: House, call, words, name: str):
     """Score, tokens, cost and provenance; the key is in no file and no output, a quota is obeyed.

@@ -10,8 +10,6 @@ from tests.support.command_line import House
 from tests.support.foreign_server import fake_engine
 from tests.support.terminals import on_a_terminal
 
-pytestmark = pytest.mark.slow
-
 CLIPBOARD, CLEAR, TITLE = "\x1b]52;c;ZXZpbA==\x07", "\x1b[2J\x1b[1;1H", "\x1b]0;root@host\x1b\\"
 LINK, C1, BIDI = "\x1b]8;;http://evil.example\x07", "\x9b2J\x9d0;x\x9c", "\u202efdp.exe\u2066"
 HOSTILE = f"[red]It{CLIPBOARD} is{CLEAR}{TITLE}{LINK}{C1}{BIDI} 42\r."
@@ -38,6 +36,7 @@ def task(house: House) -> str:
 FAULTS = [{"fault": "status", "status": 400, "match": "refuse me", "message": f"no: {HOSTILE}"}]
 
 
+@pytest.mark.slow
 def test_of_a_run(house: House, call, task: str):
     """The report, a sample with prompt and answer, a failure, lists: on a terminal and off it."""
     answers = house.answers({"What is": HOSTILE})
@@ -69,6 +68,7 @@ def test_of_a_run(house: House, call, task: str):
         assert sample["responses"][0]["completions"][0]["text"] == HOSTILE
 
 
+@pytest.mark.slow
 def test_of_a_conversation(house: House):
     """Piece by piece on a terminal; a program gets the answer as it is."""
     answers = house.answers({"": HOSTILE})
@@ -83,6 +83,7 @@ def test_of_a_conversation(house: House):
         assert "It\\x1b]52;c;ZXZpbA==\\x07 is" in harmless(screen.partition("> ")[2])
 
 
+@pytest.mark.slow
 def test_of_an_error_and_a_log(house: House, call):
     """A server's error text, and what an engine printed."""
     with fake_engine(VLLM_FAKE_FAULTS=json.dumps([{**FAULTS[0], "match": ""}])) as url:

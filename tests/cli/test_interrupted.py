@@ -44,6 +44,7 @@ def test_while_python_imports(house: House):
     assert (done.code, done.out, done.err) == (-signal.SIGINT, "", "")
 
 
+@pytest.mark.slow
 def test_while_the_environment_is_checked(house: House, words: tuple[str, ...], tmp_path: Path):
     """The Python that imports the engine is ended, too."""
     python = make_fake_environment(tmp_path / "slow")
@@ -58,6 +59,7 @@ def test_while_the_environment_is_checked(house: House, words: tuple[str, ...], 
     check_end(house, running.end(), 130)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_while_the_server_starts(
     house: House, words: tuple[str, ...], number: signal.Signals, code: int
@@ -98,6 +100,7 @@ def check_end(house: House, done, code: int) -> None:
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_interrupted_again_while_stopping(house: House, words: tuple[str, ...]):
     """A second Ctrl-C does not wait for a server that is deaf to SIGTERM, and still ends it."""
     deaf = ("--env", "VLLM_FAKE_IGNORE_SIGTERM=1", "--env", "VLLM_FAKE_CHILD=session")

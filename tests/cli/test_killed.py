@@ -152,6 +152,7 @@ def test_killed_at_every_stage(
     assert done.report["tasks"] == undisturbed["tasks"]
 
 
+@pytest.mark.slow
 def test_resume_stops_a_server_that_was_left_behind_while_it_started(house: House, call):
     """The run knew neither its log nor its address yet."""
     house.model()

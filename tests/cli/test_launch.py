@@ -23,7 +23,6 @@ from enginehouse.jobs.records import JobRecords
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
-pytestmark = pytest.mark.slow
 Call = Callable[..., Finished]
 AT_ONCE = 15.0  # seconds, on a busy machine; an engine may take many minutes to be ready
 SECRET = "hf_notARealTokenButLongEnoughToBeOne"
@@ -127,6 +126,7 @@ def launches(house: House, call: Call) -> Launches:
     return Launches(house, call)
 
 
+@pytest.mark.slow
 def test_from_the_file_to_the_run(house: House, call: Call, launches: Launches):
     """A job runs the evaluation, and its run is one as any other."""
     begun = launches.run(launches.file())
@@ -154,6 +154,7 @@ def test_from_the_file_to_the_run(house: House, call: Call, launches: Launches):
     assert "75.0%" in informed.out
 
 
+@pytest.mark.slow
 def test_kill_and_resume(house: House, call: Call, launches: Launches):
     """A killed job leaves nothing; resumed, it asks only what is missing."""
     begun = launches.run(launches.slow())
@@ -174,6 +175,7 @@ def test_kill_and_resume(house: House, call: Call, launches: Launches):
     assert len(journaled(run).samples) == 12
 
 
+@pytest.mark.slow
 def test_the_path_is_used_if_the_handle_is_not_found(launches: Launches):
     """The job decides that where it runs, and says so."""
     begun = launches.run(launches.file(hf_model_handle="nobody/nothing"), HF_HUB_OFFLINE="1")
@@ -183,6 +185,7 @@ def test_the_path_is_used_if_the_handle_is_not_found(launches: Launches):
     assert launches.house.model().name in said
 
 
+@pytest.mark.slow
 def test_one_of_two_instances_is_killed(house: House, call: Call, launches: Launches):
     """No sample is lost, and none has two answers."""
     slow = {"VLLM_FAKE_TOKEN_LATENCY": "0.05"}
@@ -197,6 +200,7 @@ def test_one_of_two_instances_is_killed(house: House, call: Call, launches: Laun
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_killed_launchers_and_supervisors(house: House, call: Call, launches: Launches):
     """A job survives its launcher; after kill -9 of its own process, nothing is left of it."""
     launcher = house.start("launch", "run", "--config", str(launches.slow()))
@@ -214,6 +218,7 @@ def test_killed_launchers_and_supervisors(house: House, call: Call, launches: La
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_launcher_killed_before_it_noted_the_handle(
     house: House, call: Call, launches: Launches, layout: Layout
 ):
@@ -227,6 +232,7 @@ def test_a_launcher_killed_before_it_noted_the_handle(
     assert killed.report["handle"] == begun["handle"]
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_interrupted(house: House, call: Call, launches: Launches):
     """Ctrl-C at any moment leaves a job that is recorded and runs, or nothing at all."""
     launcher = house.start("launch", "run", "--config", str(launches.slow()))
@@ -238,6 +244,7 @@ def test_a_launcher_that_is_interrupted(house: House, call: Call, launches: Laun
     house.nothing_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 3])
 def test_an_engine_that_exits(house: House, call: Call, launches: Launches, code: int):
     """The job fails at once, with the engine's diagnosis, even if its exit code is 0."""
@@ -263,6 +270,7 @@ OWN_SERVER = (
 )
 
 
+@pytest.mark.slow
 def test_a_server_by_its_command(house: House, call: Call, launches: Launches):
     """It is started, asked at its address, and stopped with everything that its command started."""
     begun = launches.run(launches.generic(OWN_SERVER))
@@ -272,6 +280,7 @@ def test_a_server_by_its_command(house: House, call: Call, launches: Launches):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_server_by_its_command_that_is_killed(house: House, call: Call, launches: Launches):
     """It is started again while the job runs; `kill` ends both."""
     begun = launches.run(launches.generic(OWN_SERVER, VLLM_FAKE_TOKEN_LATENCY="0.05"))
@@ -288,6 +297,7 @@ def test_a_server_by_its_command_that_is_killed(house: House, call: Call, launch
     house.nothing_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_command_that_ends(house: House, call: Call, launches: Launches, code: int):
     """The job fails at once, with what its output says."""
@@ -327,6 +337,7 @@ def test_a_launch_says_what_its_tasks_are(call: Call, launches: Launches):
     assert "task: gsm8k_cot_instruct -> gsm8k: our own task gsm8k" in refused.err
 
 
+@pytest.mark.slow
 def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launches):
     """More GPUs than there are: said in the dry run, refused at the launch, nothing left."""
     file = launches.file(tensor_parallel_size=4, data_parallel_size=2)
@@ -342,6 +353,7 @@ def test_gpus_that_do_not_multiply_out(house: House, call: Call, launches: Launc
     assert limited.code == ConfigurationError.exit_code
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh")
 def test_a_login_node_that_cannot_be_reached(house: House, call: Call, launches: Launches):
     """An error of its own that says what to check; no record, no folder, no process is left."""
@@ -366,6 +378,7 @@ def test_a_login_node_that_cannot_be_reached(house: House, call: Call, launches:
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_secrets_are_nowhere(house: House, call: Call, launches: Launches):
     """Not in any file of the home or the job, nor in what is printed."""
     file = launches.file(env={"HF_TOKEN": "host:HF_TOKEN"})
@@ -382,6 +395,7 @@ def test_secrets_are_nowhere(house: House, call: Call, launches: Launches):
     assert "HF_TOKEN" in unset.err
 
 
+@pytest.mark.slow
 def test_two_launchers_at_once(house: House, call: Call, launches: Launches):
     """Both jobs run, and both are remembered."""
     started = [house.start("launch", "run", "--config", str(launches.file())) for _ in range(3)]
@@ -391,6 +405,7 @@ def test_two_launchers_at_once(house: House, call: Call, launches: Launches):
     assert {launches.ended(record["id"])["status"]["state"] for record in records} == {"complete"}
 
 
+@pytest.mark.slow
 def test_references(house: House, call: Call, launches: Launches):
     """An unknown job and a beginning that several have are refused, with what to do."""
     none = call("launch", "info", "abcd")

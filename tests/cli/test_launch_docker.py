@@ -12,7 +12,7 @@ import yaml
 from tests.support.command_line import SOURCE, Finished, House, journaled, scored, sums, until
 from tests.support.docker_daemon import IMAGE, Daemon, DockerMissingError, docker_daemon
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = pytest.mark.docker
 Call = Callable[..., Finished]
 SECRET = "hf_notARealTokenButLongEnoughToBeOne"
 

@@ -14,7 +14,6 @@ from tests.support.command_line import Finished, House, journaled, sums, until
 
 from enginehouse.core.errors import StoreError
 
-pytestmark = pytest.mark.slow
 Call = Callable[..., Finished]
 Resize = Callable[[int], None]
 
@@ -70,6 +69,7 @@ def test_a_disk_without_room_for_the_job(house: House, call: Call, disk: Resize,
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_the_job_runs(house: House, call: Call, disk: Resize, file: Path):
     """The job ends and says why, nothing of it is left; with room again it is resumed."""
     disk(2048)

@@ -15,7 +15,7 @@ from tests.support.ray_cluster import LocalCluster
 
 from enginehouse.core.errors import ConfigurationError, JobError
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 Call = Callable[..., Finished]
 SECRET = "hf_notARealTokenButLongEnoughToBeOne"
 _PATIENCE = 180.0  # seconds: a job starts several of Ray's processes, and then an engine

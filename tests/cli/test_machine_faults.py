@@ -17,7 +17,6 @@ import pytest
 from tests.support.command_line import Finished, House, journaled, sums, until
 
 from enginehouse.commands import evaluate as evaluating
-from enginehouse.provisioning import description
 
 Call = Callable[..., Finished]
 # Root may read everything; without these capabilities it is a user like any other.
@@ -83,14 +82,6 @@ def test_a_python_without_an_engine(house: House, call: Call, words, case: tuple
     assert not (run / "journal.jsonl").exists()
 
 
-def test_a_python_that_hangs(house: House, call: Call, words, monkeypatch: pytest.MonkeyPatch):
-    """It is killed after a while, with everything it started."""
-    monkeypatch.setattr(description, "PATIENCE", 0.5)
-    done = call(*words, "--python", a_program(house, "#!/bin/sh\nsleep 300 & sleep 300\n"))
-    check(done, 3, "0.5 s")
-    house.nothing_left()
-
-
 def test_a_python_without_vllm(house: House, call: Call, words):
     """The import's own error."""
     check(call(*words, "--python", sys.executable), 3, "No module named 'vllm'", "(from --python)")
@@ -148,6 +139,7 @@ def test_what_the_user_may_not_read(house: House, words, case: tuple[str, int]):
     assert house.runs == []
 
 
+@pytest.mark.slow
 def test_a_home_that_may_not_be_written(house: House, words):
     """Before anything is started, with the way to have another home."""
     house.home.mkdir()

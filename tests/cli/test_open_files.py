@@ -7,7 +7,6 @@ import sys
 import pytest
 from tests.support.command_line import House, journaled, sums
 
-pytestmark = pytest.mark.slow
 LIMITED = "ulimit -n {limit} && exec {python} -m enginehouse {words}"
 
 
@@ -17,6 +16,7 @@ def limited(house: House, limit: int, words: str):
     return house.start_program(["/bin/sh", "-c", command]).end()
 
 
+@pytest.mark.slow
 def test_many_samples_and_few_files(house: House):
     """No sample fails for it, and the user is told what bounds the load."""
     items, canned = sums(right=400)
@@ -31,6 +31,7 @@ def test_many_samples_and_few_files(house: House):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_load_that_needs_more_is_not_measured(house: House):
     """The figures would be those of another load."""
     house.model()

@@ -21,8 +21,6 @@ from tests.support.foreign_server import fake_engine
 from enginehouse.cli.app import COMMANDS
 from enginehouse.testing.fake_environment import make_fake_environment
 
-pytestmark = pytest.mark.slow
-
 NOBODY, STRANGER = 65534, 12345
 _LOOK = "import sys, os, enginehouse.deployment.opening; os.stat(sys.executable)"
 CODES = {0, *range(2, 14)}  # 1 is an error that nobody foresaw
@@ -202,6 +200,7 @@ def tried(place: Place, names: list[str], url: str, values: list[str], **env: st
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in LEFT_OUT])
 def test_every_option_of_every_command(place: Place, url: str, name: str):
     """A new command or option is tried, too: words, and a refusal names what it refuses."""
@@ -215,6 +214,7 @@ def names(result: Any) -> bool:
     return result["value"][:200] in said or any(reason in said for reason in OTHER_REASONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["locked/home", "unreadable", "sums.yaml/below", "loop"])
 def test_a_home_that_cannot_be_used(place: Place, url: str, home: str):
     """What is kept cannot be read or written, by any command."""
@@ -223,6 +223,7 @@ def test_a_home_that_cannot_be_used(place: Place, url: str, home: str):
     assert tried(place, known, url, [], ENGINEHOUSE_HOME=path)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_gone(place: Place):
     """The shell's own folder was removed under it."""
     gone = place.house.work / "gone"
@@ -234,6 +235,7 @@ def test_a_folder_that_is_gone(place: Place):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_null_bytes_in_a_file(place: Place):
     """No path has one: refused by name, but for what is only said to a model."""
     place.house.write("null.yaml", 'model: "ti\\0ny"\ntasks: [sums.yaml]\n')

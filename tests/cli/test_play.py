@@ -133,6 +133,7 @@ def test_an_experiment_is_not_an_evaluation(house: House, call):
     assert call("show", run.name, "--sample", "1").code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["enginehouse", "enginehouse.facades.redblackbench"])
 def test_the_quick_test_of_redblackbench(house: House, entry: str):
     """Its file unchanged but for the address: 42 calls without repetitions, then a report."""

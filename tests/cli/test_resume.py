@@ -12,7 +12,6 @@ from tests.support.command_line import House, journaled, scored, sums, until
 from enginehouse.core.errors import RunLockedError, StoreError
 from enginehouse.processes.tree import identify
 
-pytestmark = pytest.mark.slow
 OTHER_WEIGHTS = b"\3\0\0\0\0\0\0\0{} "  # a safetensors file whose head is padded
 
 
@@ -72,6 +71,7 @@ def test_at_once_after_a_kill(house: House, call, words: tuple[str, ...]):
     assert set(journaled(run).samples.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_complete_run_asks_nothing(house: House, call, words: tuple[str, ...]):
     """The report is printed again; no server is started and no engine looked for."""
     done = call(*words, "--json")
@@ -81,6 +81,7 @@ def test_a_complete_run_asks_nothing(house: House, call, words: tuple[str, ...])
     assert again.report == done.report
 
 
+@pytest.mark.slow
 def test_only_scores_are_missing(house: House, call, words: tuple[str, ...]):
     """What was answered and not scored is scored without anybody to ask."""
     done = call(*words, "--json")
@@ -125,6 +126,7 @@ def test_what_changed_in_between(house: House, call, words: tuple[str, ...]):
     assert done.report["tasks"][0]["outcomes"]["correct"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["run", "behind a link"])
 def test_a_journal_that_cannot_be_read_is_not_emptied(
     house: House, call, words: tuple[str, ...], place: str
@@ -153,6 +155,7 @@ def test_a_journal_that_cannot_be_read_is_not_emptied(
     assert list(run.glob("*.cut*")) == []
 
 
+@pytest.mark.slow
 def test_a_repaired_journal_is_noted(house: House, call, words: tuple[str, ...]):
     """A torn last line lies beside the journal afterwards, and the report keeps saying so."""
     assert call(*words, "--json").code == 0
@@ -171,6 +174,7 @@ def test_a_repaired_journal_is_noted(house: House, call, words: tuple[str, ...])
         assert f"{len(torn):,} bytes" in note
 
 
+@pytest.mark.slow
 def test_variables_that_were_left_out_are_demanded(house: House, call, words: tuple[str, ...]):
     """Their values are not kept: resume names them, and takes them from the environment."""
     started = house.folder / "starts"

@@ -18,8 +18,6 @@ from tests.support.command_line import Finished, House, Running, until
 from tests.support.tiny_adapters import BASE, write_adapter
 from tests.support.tiny_checkpoints import write_checkpoint
 
-pytestmark = pytest.mark.slow
-
 # Prints what a client reads, and the answer to one question.
 ASK = """
 import json, os, sys, urllib.request
@@ -61,6 +59,7 @@ def waiting(house: House, words: tuple[str, ...], *handled: str) -> tuple[Runnin
     return running, int(re.findall(r"^WAITING (\d+)$", running.until("WAITING"), re.MULTILINE)[0])
 
 
+@pytest.mark.slow
 def test_a_program_asks_the_model(house: House, call, words: tuple[str, ...]):
     """Its standard output is its own, the exit code too; then the server is gone."""
     done = house.run(*words, "--", sys.executable, "ask.py", "the capital?")
@@ -71,6 +70,7 @@ def test_a_program_asks_the_model(house: House, call, words: tuple[str, ...]):
     assert call("ps", "--json").report == []
 
 
+@pytest.mark.slow
 def test_the_variables(house: House, words: tuple[str, ...]):
     """All that clients read; the user's own key does not reach the program, nor a proxy's."""
     code = "import json, os; print(json.dumps(dict(os.environ)))"
@@ -93,6 +93,7 @@ def test_the_variables(house: House, words: tuple[str, ...]):
     ] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code"), [("exit 5", 5), ("kill -9 $$", 137), ("kill -TERM $$", 143)]
 )
@@ -131,6 +132,7 @@ def test_nothing_to_replay(call, words: tuple[str, ...], option: str):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_the_options_of_the_command_are_its_own(house: House, words: tuple[str, ...]):
     """Whatever they are called, a second `--` included."""
     code = "import sys; print(sys.argv[1:])"
@@ -139,6 +141,7 @@ def test_the_options_of_the_command_are_its_own(house: House, words: tuple[str, 
     assert (done.code, done.out) == (0, f"{theirs}\n"), done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_forwarded(house: House, words: tuple[str, ...], number: signal.Signals):
     """The program decides how it ends, and the server is stopped after it."""
@@ -153,6 +156,7 @@ def test_a_signal_is_forwarded(house: House, words: tuple[str, ...], number: sig
     house.nothing_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_program_that_handles_none(
     house: House, words: tuple[str, ...], number: signal.Signals
@@ -164,6 +168,7 @@ def test_a_signal_ends_a_program_that_handles_none(
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_interrupted_while_the_server_starts(house: House, words: tuple[str, ...]):
     """Nothing is run."""
     running = house.start(*words, "--env", "VLLM_FAKE_START_DELAY=inf", "--", "touch", "ran")
@@ -176,6 +181,7 @@ def test_interrupted_while_the_server_starts(house: House, words: tuple[str, ...
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_a_terminal(house: House, words: tuple[str, ...]):
     """Once: the program gets it from the terminal, and not again from us."""
     if shutil.which("setsid") is None:
@@ -202,6 +208,7 @@ def test_ctrl_c_at_a_terminal(house: House, words: tuple[str, ...]):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_we_are_killed(house: House, call, words: tuple[str, ...]):
     """The reapers end the program and the server."""
     running, _ = waiting(house, words)
@@ -210,6 +217,7 @@ def test_we_are_killed(house: House, call, words: tuple[str, ...]):
     assert call("ps", "--json").report == []
 
 
+@pytest.mark.slow
 def test_a_running_server_is_borrowed(house: House, call, words: tuple[str, ...]):
     """By its name and by its address, with its key; it stays."""
     begun = call("serve", *words[1:], "--detach", "--name", "mine", "--api-key", "k3y")
@@ -227,6 +235,7 @@ def test_a_running_server_is_borrowed(house: House, call, words: tuple[str, ...]
     assert call("stop", "mine").code == 0
 
 
+@pytest.mark.slow
 def test_the_engine_is_killed_twice(house: House, call, words: tuple[str, ...]):
     """The program notices nothing, nor does the openai SDK: forty questions, forty answers."""
     script = str(SUPPORT / "openai_questions.py")
@@ -252,6 +261,7 @@ def test_the_engine_is_killed_twice(house: House, call, words: tuple[str, ...]):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_given_up(house: House, call, words: tuple[str, ...]):
     """The program is told by failing requests, and its exit code stands; we say why."""
     code = "import subprocess, sys, os, time; print('WAITING', flush=True)\n"
@@ -269,6 +279,7 @@ def test_a_server_that_is_given_up(house: House, call, words: tuple[str, ...]):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_recorded_and_replayed(house: House, words: tuple[str, ...], tmp_path: Path):
     """A second run is answered from what the first one recorded."""
     record = ("--record", str(tmp_path / "record"))
@@ -283,6 +294,7 @@ def test_recorded_and_replayed(house: House, words: tuple[str, ...], tmp_path: P
     assert answer().out == "Rome.\n"
 
 
+@pytest.mark.slow
 def test_a_sampled_program_is_resumed(house: House, words: tuple[str, ...], tmp_path: Path):
     """It gets what it was given before, in its order; then the model is asked on."""
     record = ("--record", str(tmp_path / "record"), "--resume", "-q")
@@ -302,6 +314,7 @@ def test_a_sampled_program_is_resumed(house: House, words: tuple[str, ...], tmp_
     assert answers(3) == "Paris.\nRome.\nOslo.\n"
 
 
+@pytest.mark.slow
 def test_a_program_names_an_adapter(house: House, tmp_path: Path):
     """The server is started with room for it, and an unknown name is refused."""
     write_checkpoint(house.work / "tiny", shapes=dict(BASE))

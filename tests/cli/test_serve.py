@@ -16,8 +16,6 @@ import pytest
 from tests.support.command_line import House, port_is_free, until
 from tests.support.tiny_adapters import write_adapter
 
-pytestmark = pytest.mark.slow
-
 CAUSE = "RuntimeError: CUDA error: an illegal memory access was encountered"
 
 
@@ -33,6 +31,7 @@ def ask(said: str, **env: str) -> dict[str, object]:
     return json.loads(found.stdout)
 
 
+@pytest.mark.slow
 def test_in_the_foreground_until_ctrl_c(house: House):
     """It prints URL, models and a curl line that works; Ctrl-C ends it and all of it."""
     house.model()
@@ -51,6 +50,7 @@ def test_in_the_foreground_until_ctrl_c(house: House):
     assert port_is_free(url)
 
 
+@pytest.mark.slow
 def test_detached_then_ps_logs_stop(house: House, call):
     """It outlives the command; ps lists it, logs prints its log, stop proves that it is gone."""
     house.model()
@@ -92,6 +92,7 @@ def status(url: str, path: str, key: str | None = None) -> int:
         return error.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", [None, "k3y"])
 def test_only_the_owner_administers(house: House, call, tmp_path: Path, user: str | None):
     """The key for that is in the owner's file; everybody may ask, or those with the API key."""
@@ -126,6 +127,7 @@ def test_only_the_owner_administers(house: House, call, tmp_path: Path, user: st
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_nobody_administers(house: House, call):
     """Without adapters and swaps there is no key to show, and nothing that it opens."""
     house.model()
@@ -145,6 +147,7 @@ def test_a_server_that_nobody_administers(house: House, call):
     assert call("stop", "mine").code == 0
 
 
+@pytest.mark.slow
 def test_logs_follow(house: House, call):
     """`logs -f` continues with what is written, until Ctrl-C."""
     house.model()
@@ -159,6 +162,7 @@ def test_logs_follow(house: House, call):
     assert call("stop", "mine").code == 0
 
 
+@pytest.mark.slow
 def test_json(house: House, call):
     """--json is one document on standard output, for programs."""
     house.model()
@@ -188,6 +192,7 @@ def test_the_server_dies_by_itself(house: House, call):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails(house: House, call):
     """Exit code 5, the engine's own first cause, the log; detached as well."""
     house.model()
@@ -205,6 +210,7 @@ def test_what_runs_elsewhere(house: House, call):
     assert call("serve", "gpt-4", "--engine", "openai").code == 2
 
 
+@pytest.mark.slow
 def test_a_start_that_takes_too_long(house: House, call):
     """--start-timeout ends it, and says so."""
     house.model()
@@ -215,6 +221,7 @@ def test_a_start_that_takes_too_long(house: House, call):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_its_controller_is_killed(house: House, call):
     """Nobody does anything, and its server is gone; that it ended can still be seen."""
     house.model()
@@ -228,6 +235,7 @@ def test_its_controller_is_killed(house: House, call):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_stopped_by_another(house: House, call):
     """A server that was stopped by name is not started again: its controller ends and says so."""
     house.model()
@@ -240,6 +248,7 @@ def test_stopped_by_another(house: House, call):
     house.nothing_left()
 
 
+@pytest.mark.slow
 def test_it_dies_and_is_started_again(house: House, call):
     """The same name and URL, without a word of the user."""
     house.model()

@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from subprocess import PIPE
 
 import pytest
-from tests.support.command_line import SOURCE
+from tests.support.command_line import SOURCE, House, sums
 
 from enginehouse.cli.app import COMMANDS
 
@@ -30,6 +31,8 @@ HEAVY = {
     ),
     *("enginehouse.evaluation", "enginehouse.client.transport", "enginehouse.servers"),
 }
+# What an evaluation of sums does without: the needs of other tasks and of other commands.
+OF_OTHERS = {"jsonschema", "scipy", "uvicorn", "enginehouse.gateway", "enginehouse.arena"}
 MOST_MODULES = 370  # 300 to 350 when this was written, with pydantic's and typer's 200
 LEAST_MODULES = 100  # fewer, and the count counts nothing
 # Every command line runs in a child of one Python that has imported what all of them need anyway.
@@ -83,25 +86,33 @@ def start() -> Iterator[Start]:
     argv = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(argv, env=env, stdin=PIPE, stdout=PIPE, text=True) as python:
 
-        def run(words: Sequence[str], *, light: bool = True, **env: str) -> tuple[int, str]:
+        def run(
+            words: Sequence[str],
+            *,
+            light: bool = True,
+            without: AbstractSet[str] = HEAVY,
+            **env: str,
+        ) -> tuple[int, str]:
             assert python.stdin is not None
             assert python.stdout is not None
             python.stdin.write(json.dumps([words, env]) + "\n")
             python.stdin.flush()
             result = json.loads(python.stdout.readline())
             modules = result["modules"]
+            assert sorted(without & set(modules)) == []
             if light:
-                assert sorted(HEAVY & set(modules)) == []
                 assert LEAST_MODULES < len(modules) <= MOST_MODULES
             return result["code"], result["said"]
 
         yield run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_and_the_help(start: Start, name: str):
     """Of every command, groups included."""
-    code, said = start([name, "--no-such-option"], light=False)  # an engine may have had it
+    # an engine may have had it
+    code, said = start([name, "--no-such-option"], light=False, without=set())
     assert (code, "--no-such-option" in said) == (2, True)
     code, said = start([name, "--help"])
     assert (code, "--help" in said) == (0, True)
@@ -123,8 +134,19 @@ def test_without_a_command(start: Start, words: tuple[str, ...]):
 
 def test_a_flag_that_the_engine_no_longer_has(start: Start):
     """The engine is loaded to say what to use instead."""
-    code, said = start(("eval", "--swap-space", "4"), light=False)
+    code, said = start(("eval", "--swap-space", "4"), light=False, without=set())
     assert (code, "--swap-space" in said) == (2, True)
+
+
+def test_an_evaluation(start: Start, house: House):
+    """A whole one, with numbers to score, without what other tasks and commands need."""
+    house.model()
+    items, canned = sums(right=2, wrong=1)
+    words = ["eval", str(house.work / "tiny"), "--task", str(house.task(items))]
+    words += ["--env", house.answers(canned), "--json", "--quiet"]
+    code, said = start(words, light=False, without=OF_OTHERS, **house.env)
+    assert code == 0, said
+    assert json.loads(said)["tasks"][0]["outcomes"]["correct"] == 2
 
 
 def test_completion(start: Start):

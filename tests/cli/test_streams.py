@@ -25,6 +25,7 @@ def shell(house: House, line: str) -> Finished:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", CLOSED)
 def test_a_closed_stream_is_the_null_device(house: House, closed: str):
     """What is asked for is done, errors have their codes, and nothing aborts."""
@@ -54,6 +55,7 @@ def test_servers_and_children_have_streams(house: House, closed: str):
     assert shell(house, f"eh stop left {closed}").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["tasks", "tasks --json", "engines", "eval --help"])
 def test_nobody_reads_the_rest(house: House, words: str):
     """`| head -1` gets its line, and the command ends without a word."""
@@ -86,6 +88,7 @@ def test_notes_that_nobody_reads_do_not_end_a_run(house: House):
         assert done.report["complete"]
 
 
+@pytest.mark.slow
 def test_a_full_standard_output(house: House):
     """Is an error in words, with the code of a full disk; a full standard error changes nothing."""
     for words in ("tasks", "tasks --json", "ps --json"):

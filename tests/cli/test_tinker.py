@@ -136,6 +136,7 @@ def test_a_service_that_does_not_answer(call, house: House):
     assert "http://127.0.0.1:9 does not answer" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("status",), ("serve", "--base-model", "m")])
 def test_without_the_extra_it_says_what_to_install(words: tuple[str, ...]):
     """Instead of a traceback."""

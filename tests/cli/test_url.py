@@ -42,6 +42,7 @@ def test_it_is_used_and_left_running(house: House, call, words, answers):
         assert server.process.poll() is None, "it was stopped"
 
 
+@pytest.mark.slow
 def test_a_server_of_ours_is_called_by_its_name(house: House, call, words, answers):
     """`serve --detach` has started it: what is known of it is told, and it is left running."""
     house.model("ours")

@@ -14,8 +14,6 @@ from tests.cli.test_launch import Launches
 from tests.support.command_line import Finished, House, until
 from tests.support.tiny_checkpoints import write_checkpoint
 
-pytestmark = pytest.mark.slow
-
 
 class Watched:
     """A folder of checkpoints, and the launch file of their jobs."""
@@ -57,6 +55,7 @@ def watched(house: House, call: Any) -> Watched:
     return Watched(house, call)
 
 
+@pytest.mark.slow
 def test_a_job_for_each_checkpoint(watched: Watched, call: Any):
     """The file's own model is the base; every point is compared with it, and asked once."""
     done = watched.watch("--json")
@@ -78,6 +77,7 @@ def test_a_job_for_each_checkpoint(watched: Watched, call: Any):
     assert len(watched.jobs()) == 3
 
 
+@pytest.mark.slow
 def test_without_a_model_of_its_own(watched: Watched):
     """A file that leaves it open has no base; overrides reach every job."""
     watched.edit(deployment={"checkpoint_path": "???"})
@@ -90,6 +90,7 @@ def test_without_a_model_of_its_own(watched: Watched):
     assert done.report["tasks"][0]["items"] == 5
 
 
+@pytest.mark.slow
 def test_ended_while_jobs_run(house: House, watched: Watched):
     """Ctrl-C and kill -9 leave the jobs alone; the same command finds them, and makes no others."""
     watched.file = watched.launches.slow()
@@ -108,6 +109,7 @@ def test_ended_while_jobs_run(house: House, watched: Watched):
     assert {job["status"]["state"] for job in jobs} == {"complete"}
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_a_point(house: House, watched: Watched, call: Any):
     """With the reason; --retry-failed continues the same job."""
     watched.file = watched.launches.slow()
@@ -126,6 +128,7 @@ def test_a_job_that_fails_is_a_point(house: House, watched: Watched, call: Any):
     assert jobs[job["id"]]["submissions"] == 2
 
 
+@pytest.mark.slow
 def test_the_launchers_own_watch(house: House, watched: Watched):
     """A file of nel-watch is a watch for each folder; all of them end with the facade."""
     watched.edit(deployment={"checkpoint_path": "???"})

@@ -37,8 +37,6 @@ from enginehouse.testing.fake_vendors import (
 )
 from enginehouse.testing.fake_vendors.vendor import FakeVendor
 
-pytestmark = pytest.mark.slow
-
 HELLO = SampleRequest(prompt=ChatPrompt((Message("user", "Hello!"),)))
 QUICK = Retries(base=0.001, cap=0.01)
 HOSTED: list[tuple[RemoteEngine, type[FakeVendor]]] = [
@@ -70,6 +68,7 @@ def sampler_of(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "fake"), HOSTED, ids=IDS)
 async def test_with_headers_to_go_by_no_request_is_refused(
     engine: RemoteEngine, fake: type[FakeVendor]
@@ -87,6 +86,7 @@ async def test_with_headers_to_go_by_no_request_is_refused(
     assert fifth - third >= 0.299
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "fake"), HOSTED, ids=IDS)
 async def test_a_storm_of_refusals_ends_in_success(engine: RemoteEngine, fake: type[FakeVendor]):
     """Twenty at once where four are let in at a time: all are answered."""
@@ -132,7 +132,7 @@ async def test_a_longer_wait_than_we_have_patience_for_is_an_error_at_once():
         with pytest.raises(RateLimitedError) as caught:
             await sampler.sample(HELLO)
         assert caught.value.retry_after == 86400
-        with pytest.raises(RateLimitedError, match="used up for another 86,"):
+        with pytest.raises(RateLimitedError, match="another 86,"):
             await sampler.sample(HELLO)
         assert len(vendor.requests) == 1
 
@@ -229,7 +229,7 @@ async def test_a_stream_that_ends_early_is_not_taken_for_the_whole():
         running_fake_vendor(FakeAnthropic(plan=plan)) as vendor,
         sampler_of(AnthropicEngine(), vendor) as sampler,
     ):
-        with pytest.raises(MalformedResponseError, match="before it was complete"):
+        with pytest.raises(MalformedResponseError, match="complete"):
             [delta async for delta in sampler.stream(HELLO)]
 
 

@@ -17,7 +17,7 @@ from aiohttp.client_reqrep import ConnectionKey
 
 from enginehouse.client import open_files
 from enginehouse.client.concurrency import Adaptive
-from enginehouse.client.open_files import most_connections, no_file_left
+from enginehouse.client.open_files import most_connections, no_file_left, with_patience
 from enginehouse.client.sampler import HTTPSampler
 from enginehouse.client.transport import WireRequest
 from enginehouse.core.errors import ConnectionFailedError, OpenFilesError, WireError
@@ -118,21 +118,19 @@ def test_a_name_that_cannot_be_looked_up_for_want_of_files(monkeypatch: pytest.M
     assert no_file_left(unknown)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int) -> None:
-    """Let that many connections fail so."""
+def failing_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let the next connection fail so."""
     loop = asyncio.get_running_loop()
     connect = loop.create_connection
-    left = [times]
+    errors = [error]
 
     async def fail(*words: Any, **named: Any) -> Any:
-        if left[0]:
-            left[0] -= 1
+        if errors:
             if (connected := named.get("sock")) is not None:
                 connected.close()
-            raise OSError(number, "it")
+            raise errors.pop()
         return await connect(*words, **named)
 
-    monkeypatch.setattr(open_files, "PAUSES", (0, 0, 0))
     monkeypatch.setattr(loop, "create_connection", fail)
 
 
@@ -142,22 +140,40 @@ async def test_a_request_waits_for_a_file(
     """One of the others will give its own back."""
     server = await scripted(reply(b"{}"))
     async with carrier(server.url) as transport:
-        failing(monkeypatch, errno.EMFILE, times=3)
+        failing_once(monkeypatch, OSError(errno.EMFILE, "it"))
         assert (await transport.send(ASK)).status == 200
 
 
-async def test_no_file_at_all_is_nobody_else_s_fault(
-    scripted: Start, monkeypatch: pytest.MonkeyPatch, carrier: Carrier
-):
+@pytest.mark.parametrize("failures", [3, 4])
+async def test_no_file_at_all_is_nobody_else_s_fault(failures: int):
     """No WireError: those are journaled as failures of the request."""
-    server = await scripted(reply(b"{}"))
-    async with carrier(server.url) as transport:
-        failing(monkeypatch, errno.ENFILE, times=99)
-        with pytest.raises(OpenFilesError) as caught:
-            await transport.send(ASK)
+    errors = [OSError(errno.ENFILE, "it")] * failures
+
+    async def connect() -> str:
+        if errors:
+            raise errors.pop()
+        return "connected"
+
+    connecting = with_patience(connect, base_url="http://one", pauses=(0, 0, 0))
+    if failures == 3:
+        assert await connecting == "connected"
+        return
+    with pytest.raises(OpenFilesError, match="http://one") as caught:
+        await connecting
     assert not isinstance(caught.value, WireError)
     assert caught.value.stage == "machine"
     assert "ulimit -n" in str(caught.value)
+
+
+async def test_the_transports_pass_it_on(
+    scripted: Start, monkeypatch: pytest.MonkeyPatch, carrier: Carrier
+):
+    """Not as an error of the server's."""
+    server = await scripted(reply(b"{}"))
+    async with carrier(server.url) as transport:
+        failing_once(monkeypatch, OpenFilesError("none left"))
+        with pytest.raises(OpenFilesError):
+            await transport.send(ASK)
 
 
 async def test_a_server_that_refuses_is_not_waited_for(
@@ -166,6 +182,6 @@ async def test_a_server_that_refuses_is_not_waited_for(
     """That is its own failure, at once."""
     server = await scripted(reply(b"{}"))
     async with carrier(server.url) as transport:
-        failing(monkeypatch, errno.ECONNREFUSED, times=1)
+        failing_once(monkeypatch, OSError(errno.ECONNREFUSED, "it"))
         with pytest.raises(ConnectionFailedError):
             await transport.send(ASK)

@@ -131,6 +131,7 @@ class TestAgainstFakeEngine:
                 await client.tokenize("Hi")
 
 
+@pytest.mark.slow
 async def test_the_limit_follows_the_servers_queue():
     """With two places in the server and many requests, the limit grows, then gives way."""
     bounds = Adaptive(minimum=1, start=2, maximum=64, interval=0.01)

@@ -225,7 +225,7 @@ async def test_connecting_too_long(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", connect)
     timeouts = Timeouts(connect=0.05)
     async with Http1Transport("http://127.0.0.1:1", timeouts=timeouts) as transport:
-        with pytest.raises(RequestTimeoutError, match=r"connecting to .*0\.05 s"):
+        with pytest.raises(RequestTimeoutError, match=r"connecting .*0\.05 s"):
             await transport.send(ASK)
         with pytest.raises(RequestTimeoutError, match=r"whole request.*0\.01 s"):
             await transport.send(msgspec.structs.replace(ASK, timeout=0.01))

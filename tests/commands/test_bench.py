@@ -23,8 +23,6 @@ from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
-pytestmark = pytest.mark.slow
-
 PAUSE = 0.01
 
 
@@ -51,6 +49,7 @@ async def fake(*flags: str, **options: Any) -> AsyncIterator[FakeEngineHandle]:
         yield engine
 
 
+@pytest.mark.slow
 async def test_known_latencies_are_recovered(bench):
     """A token every 10 ms: TPOT and ITL are that, E2EL seven of them more than TTFT."""
     async with fake(token_latency=PAUSE) as engine:
@@ -105,7 +104,7 @@ async def test_failed_requests_are_shown_and_not_dropped(bench):
     assert load.failures["ServerFaultError"].count == 2
     assert "told to refuse" in load.failures["ServerFaultError"].example
     assert load.output_tokens == load.server.output_tokens == 8 * 8
-    with pytest.raises(WireError, match="2 of 10 requests failed at concurrency 1"):
+    with pytest.raises(WireError, match=r"2 of 10 .*concurrency 1"):
         require_answers(found, max_failed=0.19)
     require_answers(found, max_failed=0.2)
 
@@ -139,6 +138,7 @@ async def test_the_engine_dies_under_it(bench):
         require_answers(found, max_failed=0.01)
 
 
+@pytest.mark.slow
 async def test_a_warm_up_that_fails_ends_it(bench):
     """What would fail every request is an error of its own, before anything is measured."""
     async with fake("--max-model-len", "32") as engine:
@@ -149,6 +149,7 @@ async def test_a_warm_up_that_fails_ends_it(bench):
             await bench(engine.url, warmup=1)
 
 
+@pytest.mark.slow
 async def test_answers_that_are_cut_short_are_noted(bench):
     """The server had no room for the tokens asked for: the figures are of other lengths."""
     async with fake("--max-model-len", "44") as engine:
@@ -157,6 +158,7 @@ async def test_answers_that_are_cut_short_are_noted(bench):
     assert re.findall(r"\d+", found.loads[0].notes[0])[:2] == ["6", "8"]
 
 
+@pytest.mark.slow
 async def test_the_model_and_the_key(bench, monkeypatch):
     """Any of the server's models; the key from the environment; nothing of it in the result."""
     async with fake(env={"VLLM_API_KEY": "the-k3y"}) as engine:
@@ -166,7 +168,7 @@ async def test_the_model_and_the_key(bench, monkeypatch):
         found = await bench("two", url=engine.url)
         assert found.model == "two"
         assert "the-k3y" not in repr(found)
-        with pytest.raises(ConfigurationError, match="does not serve 'three'"):
+        with pytest.raises(ConfigurationError, match="'three'"):
             await bench("three", url=engine.url)
 
 

@@ -46,7 +46,7 @@ class Careless:
         return web.Response(status=self.health)
 
 
-class House:
+class Subject:
     """The server, and how it is checked."""
 
     def __init__(self, server: Careless, url: str, layout: Layout) -> None:
@@ -59,7 +59,7 @@ class House:
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def subject(tmp_path: Path) -> AsyncIterator[Subject]:
     """A careless server."""
     careless = Careless()
     app = web.Application()
@@ -68,12 +68,12 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     app.router.add_get("/health", careless.healthy)
     layout = Layout(cache=tmp_path, state=tmp_path, config=tmp_path)
     async with test_utils.TestServer(app) as server:
-        yield House(careless, str(server.make_url("")), layout)
+        yield Subject(careless, str(server.make_url("")), layout)
 
 
-async def test_an_answer_is_not_enough(house: House):
+async def test_an_answer_is_not_enough(subject: Subject):
     """A constraint that was ignored, a call that was not made, log-probabilities that lack."""
-    report = await house.check()
+    report = await subject.check()
     lines = {line.name: line for line in report.lines}
     assert lines["chat"].says.startswith("answered 'Berlin, I think.' in ")
     assert lines["2 users"].outcome is Outcome.PASSED
@@ -90,7 +90,7 @@ async def test_an_answer_is_not_enough(house: House):
     assert report.failed
 
 
-async def test_calls_are_validated(house: House):
+async def test_calls_are_validated(subject: Subject):
     """By the tool's schema; a valid one passes, another tool's name does not."""
     outcomes = {}
     for name, arguments in (
@@ -99,17 +99,17 @@ async def test_calls_are_validated(house: House):
         ("visit", "Paris"),
         ("leave", '{"city": "Paris"}'),
     ):
-        house.server.calls = [{"name": name, "arguments": arguments}]
-        (line,) = [line for line in (await house.check()).lines if line.name == "tools"]
+        subject.server.calls = [{"name": name, "arguments": arguments}]
+        (line,) = [line for line in (await subject.check()).lines if line.name == "tools"]
         outcomes[name, arguments] = line.outcome
     assert list(outcomes.values()) == [Outcome.PASSED, *[Outcome.FAILED] * 3]
 
 
-async def test_a_server_that_says_nothing(house: House):
+async def test_a_server_that_says_nothing(subject: Subject):
     """An empty answer is none, for each user, too; a sick server is told by its health."""
-    house.server.text = ""
-    house.server.health = 503
-    report = await house.check(users=1)
+    subject.server.text = ""
+    subject.server.health = 503
+    report = await subject.check(users=1)
     lines = {line.name: line for line in report.lines}
     assert lines["health"].says == "/health answered 503"
     assert lines["chat"].says == "the answer is empty"

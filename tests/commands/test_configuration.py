@@ -151,7 +151,7 @@ def test_malformed_files(tmp_path: Path, content: bytes, expected: str) -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     """A file that is not there is named."""
-    with pytest.raises(ConfigurationError, match="No such file"):
+    with pytest.raises(ConfigurationError, match=r"nowhere\.yaml"):
         read_yaml(tmp_path / "nowhere.yaml")
 
 
@@ -212,7 +212,7 @@ def test_tasks_may_be_plain_names() -> None:
 )
 def test_text_that_cannot_be_written_down(values: dict[str, Any], where: str):
     """Null bytes and halves of characters are refused by the key's name."""
-    with pytest.raises(ConfigurationError, match=f"'{where}' holds"):
+    with pytest.raises(ConfigurationError, match=f"'{where}'"):
         parse(EvaluationConfig, {"tasks": ["gsm8k"], "model": "m", **values}, origin="it")
 
 

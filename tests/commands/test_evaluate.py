@@ -37,8 +37,6 @@ from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunStatus, list_runs, open_run
 from enginehouse.testing.fake_engine import running_fake_engine
 
-pytestmark = pytest.mark.slow
-
 
 def environment(house: House, canned: dict[str, str], **more: str) -> dict[str, object]:
     """Settings of a server with these answers."""
@@ -46,6 +44,7 @@ def environment(house: House, canned: dict[str, str], **more: str) -> dict[str, 
     return {"env_vars": {name: path} | more, "max_model_len": 512}
 
 
+@pytest.mark.slow
 async def test_a_model_on_tasks(house: House):
     """The report is returned and stored; progress is reported; the server is gone."""
     items, canned = sums(right=6, wrong=2, unparsable=2)
@@ -88,6 +87,7 @@ async def test_a_task_that_the_engine_cannot_answer_starts_nothing(house: House,
     assert list_runs(Layout.from_environment()) == []
 
 
+@pytest.mark.slow
 async def test_two_at_once(house: House):
     """Two evaluations in one process, each with a server of its own, do not mix."""
     items, canned = sums(right=3, wrong=1)
@@ -137,6 +137,7 @@ async def test_cancelled_and_gone_on_with(house: House):
     assert set(journaled(Path(report.folder)).samples.values()) == {1}
 
 
+@pytest.mark.slow
 async def test_a_run_is_resumed_by_one_at_a_time(house: House):
     """Of two resumes in one process, the second is refused."""
     items, canned = sums(right=2)
@@ -154,6 +155,7 @@ async def test_a_run_is_resumed_by_one_at_a_time(house: House):
     assert {type(result) for result in results} == {Report, RunLockedError}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trusted", [False, True])
 async def test_a_machine_without_a_sandbox_is_told_of_once(
     house: House,
@@ -179,6 +181,7 @@ async def test_a_machine_without_a_sandbox_is_told_of_once(
     assert all("the metric mine:judge" in note and "install one" in note for note in told)
 
 
+@pytest.mark.slow
 async def test_too_many_failed_is_no_exception(house: House):
     """A task without a headline says why; what it means is the caller's to judge."""
     items, canned = sums(right=3, failed=1)

@@ -97,7 +97,7 @@ async def test_a_model_that_the_server_does_not_list_is_refused(position: str):
 
 async def test_a_missing_key_is_found_before_a_server_is_started(house: House):
     """Though the model to serve comes first in the file."""
-    with pytest.raises(ConfigurationError, match="no API key for openai"):
+    with pytest.raises(ConfigurationError, match=r"key .*openai"):
         async with opened(
             own={"type": "vllm", "model": str(house.model()), "serve": True},
             hosted={"type": "openai", "model": "gpt"},

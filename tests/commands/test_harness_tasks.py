@@ -36,8 +36,6 @@ from enginehouse.store.runs import Run, RunStatus, list_runs, open_run
 from enginehouse.testing.fake_engine.process import running_fake_engine
 from enginehouse.testing.fake_harness import FakeHarness, with_fake_harness
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def _fake_harness() -> Iterator[None]:
@@ -74,6 +72,7 @@ def figures(task: TaskReport) -> tuple[float | None, HarnessWork]:
     return task.headline.value if task.headline else None, task.harness
 
 
+@pytest.mark.slow
 async def test_beside_a_native_task(house: House):
     """One report, with the harness's own figure, our interval, and one progress for both."""
     items, native = sums(right=3, wrong=1)
@@ -102,6 +101,7 @@ async def test_beside_a_native_task(house: House):
     house.nothing_left()
 
 
+@pytest.mark.slow
 async def test_settings_reach_the_harness(house: House):
     """Limits, repeats, system messages; defaults leave them to the harness."""
     report = await evaluate(
@@ -146,6 +146,7 @@ async def test_the_harness_is_told_how_long_prompts_may_be(house: House):
     assert [endpoint.max_model_len for endpoint in given] == [640]
 
 
+@pytest.mark.slow
 async def test_the_harness_has_the_runs_concurrency(house: House):
     """As it was given, and 128 if it was not; a task's own comes first."""
     with fake_engine() as url:
@@ -156,6 +157,7 @@ async def test_the_harness_has_the_runs_concurrency(house: House):
     assert [endpoint.concurrency for endpoint in given] == [128, 300, 7]
 
 
+@pytest.mark.slow
 async def test_samples_are_shown(house: House):
     """Prompt, answer and target of a harness's sample."""
     await evaluate(house, "fake:sums")
@@ -166,6 +168,7 @@ async def test_samples_are_shown(house: House):
     assert view.exchange.target == "2"
 
 
+@pytest.mark.slow
 async def test_a_group_and_a_scale_without_right_and_wrong(house: House):
     """The parts have the samples; a measure is the headline where there is no outcome."""
     report = await evaluate(house, "fake:both")
@@ -181,6 +184,7 @@ async def test_a_group_and_a_scale_without_right_and_wrong(house: House):
     assert lengths.headline.n == 12
 
 
+@pytest.mark.slow
 async def test_answers_that_were_cut_off_are_counted(house: House):
     """The harness scores them as they are; the report says how many there are."""
     report = await evaluate(house, {"name": "fake:sums", "max_tokens": 1}, "fake:lengths")
@@ -191,6 +195,7 @@ async def test_answers_that_were_cut_off_are_counted(house: House):
     assert note.startswith("fake:sums: 12 of 12 answers were cut off at the token limit")
 
 
+@pytest.mark.slow
 async def test_a_complete_run_asks_nothing(house: House):
     """Neither the engine nor the harness is started again."""
     first = await evaluate(house, "fake:sums")
@@ -200,6 +205,7 @@ async def test_a_complete_run_asks_nothing(house: House):
     assert said == [f"run {first.run} is complete: nothing to ask"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tasks",
     [
@@ -234,6 +240,7 @@ async def test_a_group_and_one_of_its_parts(house: House, tasks: tuple[str, ...]
     assert shared.headline.difference == 0
 
 
+@pytest.mark.slow
 async def test_a_subset_is_noted_by_the_parts_of_a_group(house: House):
     """The group has no items of its own."""
     report = await evaluate(house, "fake:both", limit=2)
@@ -241,6 +248,7 @@ async def test_a_subset_is_noted_by_the_parts_of_a_group(house: House):
     assert noted == [f"fake:{part}: a subset, 2 of 12 items" for part in ("sums", "lengths")]
 
 
+@pytest.mark.slow
 async def test_two_groups_with_a_part_in_common(house: House):
     """What the first was answered answers the second, also if its answers were left to chance."""
     report = await evaluate(house, "fake:both", "fake:measures", temperature=1.0)
@@ -251,6 +259,7 @@ async def test_two_groups_with_a_part_in_common(house: House):
     assert sum(task.samples for task in report.tasks) == 24
 
 
+@pytest.mark.slow
 async def test_a_part_is_not_asked_twice_after_its_group_has_failed(house: House):
     """Its answers are in the record that the group is given when it is run again."""
     settings = {"arguments": {"end_after": 5}}
@@ -269,15 +278,16 @@ async def test_a_part_is_not_asked_twice_after_its_group_has_failed(house: House
 async def test_other_settings_of_a_part_are_refused(house: House):
     """One name cannot stand for two results."""
     short = {"name": "fake:sums", "limit": 3}
-    with pytest.raises(ConfigurationError, match="both ask fake:sums, in different ways") as error:
+    with pytest.raises(ConfigurationError, match="fake:sums") as error:
         await evaluate(house, "fake:both", short)
     assert error.value.why == "the settings differ: limit"
-    with pytest.raises(ConfigurationError, match="in different ways") as error:
+    with pytest.raises(ConfigurationError, match="fake:sums") as error:
         await evaluate(house, "fake:brief", "fake:sums")
     assert error.value.why == "a group has settings of its own for fake:sums"
     assert list_runs(Layout.from_environment()) == []
 
 
+@pytest.mark.slow
 async def test_tokens_and_requests_are_in_the_progress(house: House):
     """While a harness asks, as for native tasks, and in the report afterwards."""
     items, native = sums(right=3, wrong=1)
@@ -295,6 +305,7 @@ async def test_tokens_and_requests_are_in_the_progress(house: House):
     assert report.throughput.generated_tokens > work.generated_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_signal", [False, True])
 async def test_a_harness_that_ends(house: House, *, by_signal: bool):
     """The journal says so, other tasks are run, and resume runs it again."""
@@ -317,6 +328,7 @@ async def test_a_harness_that_ends(house: House, *, by_signal: bool):
     house.nothing_left()
 
 
+@pytest.mark.slow
 async def test_failed_samples_are_failed(house: House):
     """They are counted, leave no headline above the allowed share, and can be tried again."""
     fails = {"name": "fake:sums", "arguments": {"failed": [2, 5]}}
@@ -331,6 +343,7 @@ async def test_failed_samples_are_failed(house: House):
     assert again.tasks[0].done == 12
 
 
+@pytest.mark.slow
 async def test_cancelled_and_resumed(house: House):
     """A cancelled run leaves no process, and is resumed."""
     begun = asyncio.Event()
@@ -349,6 +362,7 @@ async def test_cancelled_and_resumed(house: House):
     assert the_run().info.status is RunStatus.INTERRUPTED
 
 
+@pytest.mark.slow
 async def test_runs_are_compared_and_gated(house: House):
     """Items are paired as those of native tasks; a group is compared by its parts."""
     one = await evaluate(house, "fake:both", right=(0, 1, 2))
@@ -374,6 +388,7 @@ async def test_runs_are_compared_and_gated(house: House):
     assert (own.confidence, own.method) == (0.95, "normal, from the harness's standard error")
 
 
+@pytest.mark.slow
 async def test_other_settings_are_not_compared(house: House):
     """Another configuration digest is other data."""
     one = await evaluate(house, "fake:sums")
@@ -383,6 +398,7 @@ async def test_other_settings_are_not_compared(house: House):
         compare_runs(*(open_run(layout, report.run) for report in (one, other)))
 
 
+@pytest.mark.slow
 async def test_rescoring_leaves_them_alone(house: House):
     """A harness's scores are its own."""
     items, native = sums(right=2)
@@ -425,12 +441,13 @@ async def test_choices_on_an_engine_without_log_probabilities(
     house: House, task: str, why: str | None
 ):
     """They are refused before anything starts, also where only a part of a group has them."""
-    with pytest.raises(HarnessError, match=f"fake:{task} needs log-probabilities") as raised:
+    with pytest.raises(HarnessError, match=f"fake:{task} ") as raised:
         await evaluate(house, f"fake:{task}", engine="sglang")
     assert (raised.value.kind, raised.value.why) == ("needs_logprobs", why)
     assert list_runs(Layout.from_environment()) == []
 
 
+@pytest.mark.slow
 async def test_a_half_written_task_is_run_again(house: House):
     """A kill while results are journaled loses nothing and counts nothing twice."""
     report = await evaluate(house, "fake:both")
@@ -464,6 +481,7 @@ def answers_of(run: Run) -> list[str]:
     return [view.exchange.answer or "" for view in views if view.exchange is not None]
 
 
+@pytest.mark.slow
 async def test_a_model_and_its_adapter_on_one_server(house: House):
     """Each run's harness asks the one that the run is about, and so does its resumption."""
     model = house.model()
@@ -498,6 +516,7 @@ async def test_a_model_and_its_adapter_on_one_server(house: House):
     house.nothing_left()
 
 
+@pytest.mark.slow
 async def test_an_adapter_on_a_server_that_is_not_ours(house: House):
     """It is loaded for the run, and the harness asks it."""
     adapter = write_adapter(house.work / "step-1", seed=1)

@@ -158,6 +158,7 @@ def _attacks(pattern: re.Pattern[str]) -> list[str]:
 PATTERNS = _patterns()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PATTERNS))
 def test_no_pattern_is_quadratic(name):
     r"""Fed with repetitions of the beginnings and the characters of what it matches.

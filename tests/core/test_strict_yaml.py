@@ -57,7 +57,7 @@ def test_a_key_that_stands_twice(text: str, line: int):
 def test_aliases_that_multiply(merge: str):
     """Nine to the thirtieth values from thirty lines: refused at once, before they are made."""
     began = time.monotonic()
-    with pytest.raises(yaml.YAMLError, match="too many values"):
+    with pytest.raises(yaml.YAMLError, match="too many"):
         load_yaml(_bomb(merge))
     assert time.monotonic() - began < 5
     assert load_yaml(_bomb(merge, levels=3))
@@ -70,6 +70,7 @@ def test_an_alias_in_itself(text: str):
         load_yaml(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[" * 5_000, "{a: " * 5_000, "- " * 5_000 + "x"])
 def test_deep_nesting(text: str):
     """An error of the file, not of the interpreter."""

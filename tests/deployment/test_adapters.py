@@ -18,6 +18,7 @@ from enginehouse.servers.endpoint import attach_server
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 
 
+@pytest.mark.slow
 class TestLoad:
     """`Adapters.load` leaves the server as it was where it fails."""
 
@@ -70,19 +71,19 @@ class TestRank:
                     if takes is None:
                         await its.load("mine", folder)
                         continue
-                    with pytest.raises(AdapterError, match=f"takes {takes} at most"):
+                    with pytest.raises(AdapterError, match=f"{takes} at most"):
                         await its.load("mine", folder)
             server = await attach_server(url, engine=VllmEngine())
             async with adapters_on(server, VllmEngine(), Context(layout=layout)) as its:
                 if takes is not None:
-                    with pytest.raises(AdapterError, match=f"takes {takes} at most"):
+                    with pytest.raises(AdapterError, match=f"{takes} at most"):
                         await its.load("other", folder)
 
     async def test_of_another_server(self, layout, tmp_path):
         """It is asked, and its refusal is told in its words."""
         folder = write_adapter(tmp_path / "a", rank=32)
         async with fake() as url, adapters_of(url, Context(layout=layout)) as its:
-            with pytest.raises(AdapterError, match="refused the adapter mine") as caught:
+            with pytest.raises(AdapterError, match=r"refused.* mine") as caught:
                 await its.load("mine", folder)
             assert "LoRA rank 32 is greater than max_lora_rank 16" in caught.value.why
             assert await loaded(url) == []

@@ -20,11 +20,14 @@ from tests.support.tiny_checkpoints import write_checkpoint
 from enginehouse import ChatPrompt, Message, SampleRequest, SamplingParameters
 from enginehouse.core.errors import ConfigurationError, ServerGoneError, UnsupportedError
 from enginehouse.core.incidents import Incident
-from enginehouse.deployment import announcement
+from enginehouse.deployment.announced import announced_deployment
 from enginehouse.deployment.announcement import Announcement, read_announcements
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, parse
 from enginehouse.deployment.several import SeveralDeployment
+from enginehouse.engines.base import configured
+from enginehouse.engines.registry import load_engine
+from enginehouse.runtime.context import Context
 from enginehouse.servers.records import list_servers
 from enginehouse.store.layout import Layout
 
@@ -47,9 +50,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def folder(house: House, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where servers announce themselves; it is looked into ten times a second."""
-    monkeypatch.setattr(announcement, "LOOK_EVERY", 0.1)
+def folder(house: House) -> Path:
+    """Where servers announce themselves."""
     return house.work / "servers"
 
 
@@ -62,12 +64,16 @@ def start(house: House, model: Path, *words: str) -> Running:
 async def asked(
     folder: Path, *, incidents: list[Incident] | None = None, servers: int = 1, **values: Any
 ) -> AsyncIterator[SeveralDeployment]:
-    """The deployment, once so many servers have joined."""
+    """The deployment, once so many servers have joined; it looks ten times a second."""
     plan = parse(AskConfig, {"addresses": str(folder)} | values, origin="test")
-    async with opened(plan, concurrency=8, incidents=incidents) as ready:
+    engine = configured(load_engine(plan.engine), plan.server)
+    async with announced_deployment(
+        plan, engine, Context(), prepared=None, concurrency=8, look_every=0.1
+    ) as ready:
         assert isinstance(ready, SeveralDeployment)
         await until(lambda: len(ready.instances) == servers)
-        yield ready
+        with ready.incidents.subscribe([].append if incidents is None else incidents.append):
+            yield ready
 
 
 async def texts(deployment: Deployment, folder: Path | None, *, requests: int = 8) -> set[str]:
@@ -178,7 +184,7 @@ async def test_all_are_gone(house: House, folder: Path):
 
 async def test_none_is_there(folder: Path):
     """It is waited for, but not for ever."""
-    with pytest.raises(ServerGoneError, match="none is announced"):
+    with pytest.raises(ServerGoneError, match="announced"):
         async with asked(folder, start_timeout=0.3):
             pass
 

@@ -52,6 +52,7 @@ class TestBorrowed:
             assert await loaded(url) == []
             assert them.said == []
 
+    @pytest.mark.slow
     async def test_many_who_come_and_go_at_once(self, layout, tmp_path):
         """It is there for each, and nothing is left of it."""
         folder = write_adapter(tmp_path / "step-1")
@@ -77,6 +78,7 @@ class TestBorrowed:
                 await theirs.unload("step-1")
                 assert await loaded(url) == [model]
 
+    @pytest.mark.slow
     async def test_one_whose_borrower_was_killed(self, layout, tmp_path):
         """The next one takes it back."""
         folder = write_adapter(tmp_path / "step-1")
@@ -99,6 +101,7 @@ class TestBorrowed:
                 await its.unload("step-1.lent")
             assert them.said == []
 
+    @pytest.mark.slow
     async def test_it_cannot_be_taken_back(self, layout, tmp_path):
         """What was asked is as good: it is said; and an error of the block is the one raised."""
         folder = write_adapter(tmp_path / "step-1")

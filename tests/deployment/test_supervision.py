@@ -119,7 +119,7 @@ async def test_given_up_after_too_many_restarts(house: House, served):
             if deaths == 1:
                 await until(lambda pid=pid: ready.server.pid != pid)
         for late in (asked, ready.sampler.sample(asking("y"))):
-            with pytest.raises(ServerGoneError, match="given up after 1 restarts") as caught:
+            with pytest.raises(ServerGoneError, match="1 restarts") as caught:
                 await late
             assert caught.value.log is not None
     assert [i.consequence for i in served.incidents] == [
@@ -208,7 +208,7 @@ async def test_who_waits_when_the_block_ends_is_told(house: House, served):
         os.kill(ready.server.pid, signal.SIGKILL)
         await until(lambda: served.incidents)
     async with asyncio.timeout(10):
-        with pytest.raises(ServerGoneError, match="has been stopped"):
+        with pytest.raises(ServerGoneError, match="stopped"):
             await asked
     house.nothing_left()
 
@@ -271,6 +271,7 @@ class Restarting:
         """At once."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [0, 1])
 async def test_what_was_told_is_restored_before_anybody_gets_in(failures):
     """Requests wait until that is done; if it fails, the server is started once more."""

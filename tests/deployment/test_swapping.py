@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -188,7 +189,7 @@ async def test_declared_weights_that_are_gone_end_the_server(served, layout, tmp
         write_checkpoint(tmp_path / "b", seed=7)
         os.kill(ready.server.pid, signal.SIGKILL)
         await until(lambda: len(incidents) == 2)
-        with pytest.raises(ServerGoneError, match="not with the weights in") as caught:
+        with pytest.raises(ServerGoneError, match="not with") as caught:
             await ask(ready)
         assert "no longer holds" in caught.value.why
 
@@ -307,7 +308,7 @@ async def test_a_server_that_is_not_ours(layout, tmp_path):
             assert (info.path, info.version) == (a, 0)
             body = {"new_version": "step-7"}
             await (await session.post("/update_weight_version", json=body)).read()
-        with pytest.raises(WeightsError, match="weights of the server are not known"):
+        with pytest.raises(WeightsError, match="not known"):
             async with swapper_of(engine.url, layout=layout):
                 pytest.fail("unknown weights cannot be put back")
 
@@ -337,7 +338,7 @@ async def test_a_first_swap_that_failed_can_be_tried_again(layout, tmp_path):
     a, b = (write_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
     fault = {"fault": "status", "path": "/collective_rpc", "status": 500, "nth": [1]}
     async with running_fake_engine(model=str(a), faults=[fault]) as engine:
-        with pytest.raises(WeightsError, match="the old ones answer as before"):
+        with pytest.raises(WeightsError, match="old ones"):
             async with swapper_of(engine.url, layout=layout) as swapper:
                 await swapper.swap(b)
         info = await weights_info(engine.url, layout=layout)
@@ -378,14 +379,14 @@ def test_which_addresses_are_one(one, other, same):
 async def test_a_checkpoint_elsewhere(layout):
     """A server whose files we do not see cannot be swapped from here."""
     async with running_fake_engine(model="owner/name") as engine:
-        with pytest.raises(WeightsError, match="is not on this machine") as caught:
+        with pytest.raises(WeightsError, match="this machine") as caught:
             await weights_info(engine.url, layout=layout)
     assert "'owner/name'" in caught.value.why
 
 
 async def test_there_is_no_such_server(layout):
     """The known ones are listed."""
-    with pytest.raises(UnknownNameError, match="no server called 'nobody'"):
+    with pytest.raises(UnknownNameError, match="'nobody'"):
         await weights_info("nobody", layout=layout)
 
 
@@ -394,5 +395,5 @@ async def test_a_started_folder_that_is_no_checkpoint_any_more(layout, tmp_path)
     a = write_checkpoint(tmp_path / "a")
     async with running_fake_engine(model=str(a)) as engine:
         (a / "config.json").unlink()
-        with pytest.raises(ModelError, match="is not a model"):
+        with pytest.raises(ModelError, match=re.escape(str(a))):
             await weights_info(engine.url, layout=layout)

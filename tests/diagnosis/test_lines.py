@@ -109,6 +109,7 @@ def test_of_a_long_log_both_ends_are_read(monkeypatch: pytest.MonkeyPatch, *, pi
     assert "line 5000" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["endless", "noise", "newlines", "braces", "bars"])
 def test_hostile_logs_take_bounded_memory_and_time(name: str):
     """Hundreds of megabytes would be read no further than this; a line is cut."""

@@ -44,6 +44,7 @@ def test_a_pipe_is_read_as_a_file_is(path: Path, kind: type[io.BytesIO]):
     assert found.diagnosis.kind is FailureKind.OUT_OF_MEMORY
 
 
+@pytest.mark.slow
 def test_the_end_of_a_long_log_tells_the_engine_too():
     """Where its beginning is nothing but somebody else's lines."""
     log = (LOGS / "sglang/too_slow--watchdog_hard.log").read_bytes()
@@ -63,6 +64,7 @@ def test_a_log_of_nobody(tmp_path: Path):
     assert found.diagnosis.kind is FailureKind.DISK_FULL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "middle",
     [ANSWERED * 500_000, NOISE * 200_000, "x" * 40_000_000, f"{HEAD}\nKeyError: 1\n" * 300_000],

@@ -34,6 +34,7 @@ def test_a_guess_says_that_it_is_one(name: str):
     assert "guess" in (report.cause or "")
 
 
+@pytest.mark.slow
 def test_nothing_else_is_a_guess():
     """A rule that knows a text does not guess."""
     reports = {

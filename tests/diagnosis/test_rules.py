@@ -63,6 +63,7 @@ def test_cause_and_next_step_are_whole(table: str):
         assert found.evidence in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ALL, ids=[f"{i}-{rule.kind}" for i, rule in enumerate(ALL)])
 def test_no_text_makes_a_rule_slow(rule: Rule):
     """A message made of a rule's own words, as long as one may be, is searched at once."""

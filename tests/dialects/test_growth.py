@@ -38,6 +38,7 @@ MARKERS = [
 # fmt: on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(READERS))
 @pytest.mark.parametrize("as_json", [True, False])
 def test_error_texts(name, as_json):
@@ -53,6 +54,7 @@ def test_error_texts(name, as_json):
         assert_linear(read, lambda length, m=marker: m * (length // len(m)), longest=1_000_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1000, 4096])
 def test_events(size):
     """A line that never ends, and one of many."""

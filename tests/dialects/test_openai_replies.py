@@ -30,7 +30,7 @@ def test_tokenize():
 @pytest.mark.parametrize("body", [b'{"data": [{"id"', b'{"data": [{"id": "m"}]'])
 def test_a_reply_that_stops_in_the_middle(body: bytes):
     """Not taken for another protocol: somebody ended it too early."""
-    with pytest.raises(MalformedResponseError, match="stops in the middle of its JSON") as caught:
+    with pytest.raises(MalformedResponseError, match="middle") as caught:
         decode_models(body)
     assert f"{len(body)} bytes" in str(caught.value.why)
 

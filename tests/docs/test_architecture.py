@@ -102,6 +102,7 @@ TRANSPARENT = {  # they count as whoever called them, as asyncio's tasks do
 }
 
 
+@pytest.mark.slow
 def test_calls_between_rooms_go_down(evaluation: Trace):
     """Nothing calls a room above its own, but for the exceptions that are listed here."""
     ranks = _ranks()
@@ -124,6 +125,7 @@ def _steps() -> list[tuple[str, str]]:
     return [(names, file.removesuffix(".py").rstrip("/").replace("/", ".")) for names, file in rows]
 
 
+@pytest.mark.slow
 def test_the_way_of_a_prompt_is_that_of_the_document(evaluation: Trace):
     """Every named step is taken, in the document's order, and there are at most 15."""
     steps = _steps()

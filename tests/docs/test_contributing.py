@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tests.support.command_line import House
 
-pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs/contributing"
 VLLM_LOG = (
     "(EngineCore_DP0 pid=68) ERROR 02-06 16:34:06 [core.py:936] torch.OutOfMemoryError: "
@@ -56,6 +55,7 @@ def site(house: House, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     """Listed, judged, served, evaluated and checked, with no other file touched."""
     install("adding-an-engine.md", site)
@@ -88,6 +88,28 @@ def test_a_toy_engine_and_a_toy_task(house: House, site: Path):
     assert "What is the capital of" in done.out
 
 
+@pytest.mark.slow
+def test_a_toy_engine_in_a_launch_file(house: House, site: Path):
+    """Its flags are read as its class says, and it is what the job serves with."""
+    install("adding-an-engine.md", site)
+    path = house.write(
+        "launch.yaml",
+        "defaults: [execution: local, _self_]\n"
+        "execution: {output_dir: results}\n"
+        "deployment:\n"
+        "  type: toy\n"
+        f"  checkpoint_path: {house.model()}\n"
+        "  extra_args: --port 8123 --max-num-seqs 4\n"
+        "evaluation: {tasks: [{name: gsm8k}]}\n",
+    )
+    done = house.run("launch", "run", "--config", str(path), "--dry-run")
+    assert done.code == 0, done.err
+    assert "engine: toy" in done.out
+    assert "port: 8123" in done.out
+    assert "--max-num-seqs" in done.out
+
+
+@pytest.mark.slow
 def test_a_toy_game_keeps_its_promises(house: House, site: Path):
     """Made by its name from the package, and played by the page's own test."""
     install("adding-a-game.md", site)
@@ -102,6 +124,7 @@ def test_a_toy_game_keeps_its_promises(house: House, site: Path):
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_a_game_that_lacks_a_method_is_named(house: House, site: Path):
     """With its package; the games of the tree are unaffected."""
     install("adding-a-game.md", site)
@@ -120,6 +143,7 @@ def test_a_game_that_lacks_a_method_is_named(house: House, site: Path):
     assert "pennies" not in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_logs_are_diagnosed_with_the_toy_installed(house: House, site: Path):
     """Its own by its own rules, others as before."""
     install("adding-an-engine.md", site)
@@ -134,6 +158,7 @@ def test_logs_are_diagnosed_with_the_toy_installed(house: House, site: Path):
     assert done.report["kind"] == "out_of_memory"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [("(?P<colour>", "(?P<colour"), ("{colour}", "{color}")])
 def test_a_profile_that_cannot_be_read_is_left_out(
     house: House, site: Path, broken: tuple[str, str]
@@ -147,6 +172,7 @@ def test_a_profile_that_cannot_be_read_is_left_out(
     assert "toy-engine" in done.err
 
 
+@pytest.mark.slow
 def test_a_forgotten_method_is_named(house: House, site: Path):
     """The engine is not taken for one that runs elsewhere."""
     install("adding-an-engine.md", site)
@@ -159,6 +185,7 @@ def test_a_forgotten_method_is_named(house: House, site: Path):
     assert (done.code, "lacks: check" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_an_engine_with_chat_alone_is_served(house: House, site: Path):
     """Asked for a token, and shown, by a chat."""
     install("adding-an-engine.md", site)
@@ -171,6 +198,7 @@ def test_an_engine_with_chat_alone_is_served(house: House, site: Path):
     assert "/v1/chat/completions" in done.out
 
 
+@pytest.mark.slow
 def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):
     """By the flags that the describe payload read."""
     install("adding-an-engine.md", site)
@@ -183,6 +211,7 @@ def test_a_wrong_flag_is_refused_before_the_start(house: House, site: Path):
     assert "--max-num-seqs" in done.err
 
 
+@pytest.mark.slow
 def test_an_exception_in_check_is_one_line(house: House, site: Path):
     """Which engine raised what, and where."""
     install("adding-an-engine.md", site)
@@ -194,6 +223,7 @@ def test_an_exception_in_check_is_one_line(house: House, site: Path):
     assert "the engine toy raised ValueError in check (engine.py:" in done.err
 
 
+@pytest.mark.slow
 def test_a_built_in_name_cannot_be_overridden(house: House, site: Path):
     """The plug-in is not used, and doctor names its package."""
     register(site, "greedy-things", "[enginehouse.engines]\nvllm = no_such_module:Engine\n")
@@ -201,6 +231,7 @@ def test_a_built_in_name_cannot_be_overridden(house: House, site: Path):
     assert house.run("engines").code == 0
 
 
+@pytest.mark.slow
 def test_a_broken_plug_in_names_its_package(house: House, site: Path):
     """And the others go on working."""
     install("adding-a-task.md", site)

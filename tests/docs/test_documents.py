@@ -163,6 +163,7 @@ def test_every_yaml_example_is_accepted(document: Path, tmp_path: Path) -> None:
             assert parsed.model_dump(exclude_unset=True).keys() >= values.keys()
 
 
+@pytest.mark.slow
 @by_document
 def test_every_python_example_compiles_and_imports_what_exists(document: Path) -> None:
     """Top-level imports of an example work, names taken from a module exist."""
@@ -231,6 +232,7 @@ def test_every_example_file_is_accepted(file: Path) -> None:
             assert plan_experiment(config, origin=str(file)).spec.matches == config.num_games
 
 
+@pytest.mark.slow
 def test_what_is_generated_is_up_to_date() -> None:
     """`make docs` would change nothing."""
     tool = ROOT / "tools/write_reference.py"
@@ -240,6 +242,7 @@ def test_what_is_generated_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_drift_is_found(tmp_path: Path) -> None:
     """A generated document that somebody edited makes --check fail and say where."""
     docs = tmp_path / "docs"

@@ -10,6 +10,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 ANYTHING = "…"
 SHORTEST = 11  # characters; shorter texts in the code match too much
@@ -64,6 +66,7 @@ def is_said(quote: str) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_every_quoted_message_is_in_the_code():
     """As it is printed, apart from what is filled in."""
     assert len(QUOTED) > 40

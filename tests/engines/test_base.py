@@ -11,7 +11,7 @@ from enginehouse.engines.options import ServerOptions
 
 def test_an_open_address_requires_a_key():
     """A server that others can reach has one; on loopback it may do without."""
-    with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0 can be reached"):
+    with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0"):
         require_api_key(ServerOptions(host="0.0.0.0"))
     require_api_key(ServerOptions(host="0.0.0.0", api_key="k"))
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):

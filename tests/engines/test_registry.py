@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,23 @@ from enginehouse.engines.base import (
     ServedEngine,
     SupportsAdapters,
     SupportsDTypes,
+    SupportsHistory,
+    SupportsNodes,
+    SupportsOwnCommand,
     SupportsQuirks,
     this_machine,
 )
 from enginehouse.engines.options import ServerOptions
-from enginehouse.engines.registry import ENGINES, load_engine, problem_of
+from enginehouse.engines.own_command import OwnCommand
+from enginehouse.engines.registry import (
+    ENGINES,
+    engine_variables,
+    engines_that,
+    hosted_engine,
+    load_engine,
+    own_command,
+    problem_of,
+)
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.plans import VARIANTS, pinned_version, pinned_versions
 
@@ -105,6 +119,45 @@ def test_its_files(engine: Engine):
     assert ("quirks.py" in files) == isinstance(engine, SupportsQuirks)
 
 
+@pytest.mark.parametrize("engine", SERVED, ids=[engine.name for engine in SERVED])
+def test_its_own_command_is_what_launch_files_are_read_by(engine: ServedEngine):
+    """Of the same flags, if any, as its class remembers; a command of its own is recognised."""
+    command = own_command(engine.name)
+    files = {path.name for path in (ROOM / engine.name).iterdir()}
+    assert ("own_command.py" in files) == isinstance(engine, SupportsOwnCommand)
+    if isinstance(engine, SupportsOwnCommand):
+        assert command is engine.own_command
+    else:
+        assert command == OwnCommand()
+    if isinstance(engine, SupportsHistory):
+        assert command.removed_flags == engine.removed_flags
+    assert (command.start is None) == (not command.program)
+    if command.start is not None:
+        assert command.start.match(" ".join(command.words("model", {})))
+    assert {command.key_of(flag) for flag in command.flags.values()} == set(command.flags)
+    assert set(command.spellings.values()) <= set(command.flags)
+    assert command.by_user == (engine.model_format == "none")
+
+
+def test_own_commands_are_found_without_the_engines_classes():
+    """Whose import would take a tenth of a launch's time."""
+    program = (
+        "import sys; from enginehouse.engines.registry import engine_variables, own_command; "
+        "own_command('vllm'), own_command('hf'), engine_variables(); "
+        "assert 'enginehouse.engines.base' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOM.parents[1])
+
+
+def test_what_the_engines_are_asked():
+    """By other rooms, which know none of them."""
+    assert {"VLLM_", "SGLANG_", "GGML_"} <= set(engine_variables())
+    assert engines_that(lambda engine: isinstance(engine, SupportsNodes)) == ("vllm",)
+    assert hosted_engine("https://api.openai.com/v1") == "openai"
+    assert hosted_engine("https://openrouter.ai/api/v1/chat/completions") == "openrouter"
+    assert hosted_engine("http://127.0.0.1:8000") is hosted_engine("") is None
+
+
 @PROVISIONED_ENGINE
 def test_it_can_be_installed(engine: ServedEngine):
     """Under its own name, by a payload that is there, in a default version that is pinned."""
@@ -154,8 +207,7 @@ def test_it_is_started_with_what_is_asked(engine: ServedEngine, tmp_path: Path):
 _MAY_NAME = re.compile(
     r"^(engines|facades|payloads|testing|diagnosis|dialects)/"
     r"|^tinker/(configuration|trainers/opening)\.py"  # kinds of trainers, called as engines are
-    # types of deployments in the launchers' files, whose words these are as in facades
-    r"|^jobs/(companions|conversion|engine_arguments|lepton_endpoint|without_effect)\.py"
+    r"|^jobs/conversion\.py"  # another launcher's types of services, as in facades
 )
 
 

@@ -449,7 +449,7 @@ def test_typed_option_may_come_through_extra_args(environment):
 def test_missing_flag_of_a_typed_option_is_a_flag_error(environment):
     """An engine without the option's flag is named, with its version."""
     old = msgspec.structs.replace(environment, flags={"--host": environment.flags["--host"]})
-    with pytest.raises(FlagError, match=r"vllm 0.32.0 \(cpu\) has no flag --max-num-seqs"):
+    with pytest.raises(FlagError, match=r"vllm 0\.32\.0 .*--max-num-seqs"):
         check(old, max_num_seqs=4)
 
 

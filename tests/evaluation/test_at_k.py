@@ -82,7 +82,7 @@ async def test_tasks_that_are_asked_once_have_no_k_of_their_own(layout):
     written, choice = summarise(run, at_k=[2, 4]).tasks
     assert [at.k for at in written.at_k] == [2, 4]
     assert choice.at_k == ()
-    with pytest.raises(ConfigurationError, match="pass@8 of addone"):
+    with pytest.raises(ConfigurationError, match=r"pass@8.* addone"):
         summarise(run, at_k=[8])
 
 

@@ -132,6 +132,7 @@ async def test_killed_from_outside(layout, *, many):
     await check(run, layout)
 
 
+@pytest.mark.slow
 async def test_every_cut_of_the_journals_end_resumes(layout):
     """Whatever the last bytes lack, a resume asks or scores only that and reports the same."""
     spec, tasks = resumable_evaluation.SPEC, resumable_evaluation.TASKS

@@ -97,7 +97,7 @@ def test_choices_are_asked_once():
 def test_unknown_and_empty_tasks_are_errors():
     """A task that was not loaded, and one without items."""
     spec = EvaluationSpec(tasks=(TaskSpec(name="addon"),))
-    with pytest.raises(UnknownNameError, match="did you mean 'addone'"):
+    with pytest.raises(UnknownNameError, match="'addone'"):
         plan_tasks(spec, {"addone": (AddOne(), dataset(1))})
     with pytest.raises(DataError, match="no items"):
         plan_tasks(spec, {"addon": (AddOne(), dataset(0))})
@@ -124,5 +124,5 @@ def test_nonsense_is_refused(wrong, message):
 
 def test_task_limits_must_be_positive():
     """Nor is a task's."""
-    with pytest.raises(ConfigurationError, match="limit of task a"):
+    with pytest.raises(ConfigurationError, match=r"limit.* \ba\b"):
         TaskSpec(name="a", limit=0)

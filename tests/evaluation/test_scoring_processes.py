@@ -106,6 +106,7 @@ async def test_many_answers_at_once(score):
     assert [s.measures["score"].value for s in shares] == [n / 200 for n in range(200)]
 
 
+@pytest.mark.slow
 async def test_a_late_answer_and_a_dead_one_leave_the_others_alone(score):
     """They share a process; both get their own errors, the rest their scores."""
     texts = ["True", "time.sleep(60)", "False", "os._exit(7)", "True", "os.kill(os.getpid(), 9)"]
@@ -138,6 +139,7 @@ async def test_a_child_of_an_answer_scores_nothing(score):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -222,6 +224,7 @@ async def test_closing_ends_while_a_verdict_comes(tmp_path, kind):
         await processes.close()
 
 
+@pytest.mark.slow
 async def test_an_answer_that_kills_others_takes_no_score_from_them(score):
     """Theirs are scored a second time."""
     texts = ["time.sleep(0.5) is None", "True", "kill_siblings()"]
@@ -229,6 +232,7 @@ async def test_an_answer_that_kills_others_takes_no_score_from_them(score):
     assert [s.outcome for s in scores] == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grace", [5.0])
 async def test_a_huge_answer_is_read_in_linear_time(score):
     """It came as a server's reply may come; read again with each piece, it would take minutes."""
@@ -243,6 +247,7 @@ async def test_secrets_do_not_reach_it(score, monkeypatch):
         await score(f"'HF' in open('/proc/{os.getpid()}/environ').read()")
 
 
+@pytest.mark.slow
 async def test_a_trusted_function_may_do_what_we_may(score, tmp_path, monkeypatch):
     """Its time is limited all the same."""
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -254,6 +259,7 @@ async def test_a_trusted_function_may_do_what_we_may(score, tmp_path, monkeypatc
         await score("time.sleep(60)", trusted=True, seconds=0.3)
 
 
+@pytest.mark.slow
 async def test_the_event_loop_goes_on(score):
     """While answers are scored, nothing else waits."""
     await score("True")
@@ -323,6 +329,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_nothing_outlives_a_killed_parent(tmp_path, kind):
     """Kill -9 of the controller, with an answer that has started a program of its own."""
     (tmp_path / "m.py").write_text(textwrap.dedent(JUDGE))

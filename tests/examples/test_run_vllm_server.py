@@ -5,27 +5,13 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.command_line import House, port_is_free, url_of
 from tests.support.leased_ports import free_port
 
-from enginehouse.testing.fake_environment import make_fake_environment
-
 SCRIPT = Path(__file__).parents[2] / "examples/run_vllm_server.py"
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    """A user's machine with the fake engine."""
-    house = House(tmp_path / "house", python=make_fake_environment(tmp_path / "vllm"))
-    try:
-        yield house
-        house.nothing_left()
-    finally:
-        house.clear()
 
 
 def words(*arguments: str) -> list[str]:
@@ -89,6 +75,7 @@ def test_it_serves(house: House) -> None:
     assert port_is_free(url)
 
 
+@pytest.mark.slow
 def test_a_wrong_option_is_named_with_the_nearest(house: House) -> None:
     """Nothing is swallowed on the way."""
     ended = house.start_program(

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,12 +36,9 @@ from enginehouse.facades.agent_arena import (
     backends,
 )
 from enginehouse.testing.fake_engine import running_fake_engine
-from enginehouse.testing.fake_environment import make_fake_environment
 
 from .conftest import SERVED
 from .snippets import AGENT_ARENA, AGENT_ARENA_WEATHER, ported
-
-pytestmark = pytest.mark.slow
 
 ANSWERS = {"Hello, my name is": " Arthur.", "Say hi": "hi there"}
 
@@ -128,7 +124,7 @@ def test_it_is_unloaded_for_good(url: str) -> None:
     backend.unload()
     backend.unload()
     assert not backend.is_available()
-    with pytest.raises(RuntimeError, match="has been unloaded"):
+    with pytest.raises(RuntimeError, match="unloaded"):
         backend.generate("Hello")
 
 
@@ -270,6 +266,7 @@ def test_tools_are_refused_where_function_calling_is_off(url: str) -> None:
         backend.generate_with_tools("Move", [MOVE])
 
 
+@pytest.mark.slow
 def test_a_script_that_never_unloads_leaves_nothing(url: str) -> None:
     """The document's whole example, run as it is: output, and no warning at the end."""
     script = ported(AGENT_ARENA + AGENT_ARENA_WEATHER, url=url.removesuffix("/v1"))
@@ -292,20 +289,7 @@ class FakeConfig(LlamaCppBackendConfig):
         return ServeConfig(model=self.model_path, engine="vllm")
 
 
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    """A machine with the fake engine; what a test leaves running there is an error."""
-    house = House(tmp_path / "house", python=make_fake_environment(tmp_path / "vllm"))
-    for name, value in house.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(house.work)
-    try:
-        yield house
-        house.nothing_left()
-    finally:
-        house.clear()
-
-
+@pytest.mark.slow
 def test_a_backend_that_serves_stops_its_server(house: House) -> None:
     """The server lives from the constructor to unload."""
     backend = LlamaCppBackend(FakeConfig(str(house.model())))

@@ -135,9 +135,9 @@ def test_what_cannot_be_is_refused_in_words(overrides: list[str], says: str) -> 
 def test_keys_of_the_original_without_effect_here_are_refused() -> None:
     """They are not swallowed; the message says what to do instead."""
     llama = ["backend=llama_cpp", "backend.model_path=m.gguf"]
-    with pytest.raises(ConfigurationError, match=r"backend.low_vram has no effect"):
+    with pytest.raises(ConfigurationError, match=r"backend\.low_vram"):
         compose_backend([*llama, "+backend.low_vram=true"])
-    with pytest.raises(ConfigurationError, match=r"max_retries has no effect"):
+    with pytest.raises(ConfigurationError, match="max_retries"):
         compose_backend([*llama, "+backend.function_calling.max_retries=3"])
 
 

@@ -49,7 +49,7 @@ def test_a_running_server(tmp_path: Path):
 )
 def test_the_guides_spellings(old: str, new: str, value: Any):
     """Accepted with a warning that names the other one, and readable under both names."""
-    with pytest.warns(UserWarning, match=f"{old} is called {new}") as caught:
+    with pytest.warns(UserWarning, match=f"{old} .*{new}") as caught:
         config = EvalConfig(**{old: value})
     assert caught[0].filename == __file__
     assert config == EvalConfig(**{new: value})
@@ -104,7 +104,7 @@ def test_greedy_a_subset_and_a_cache_type(tmp_path: Path):
 )
 def test_what_has_no_effect_is_said(name: str, value: Any):
     """With what to do instead; nothing is dropped in silence."""
-    with pytest.warns(UserWarning, match=f"{name} has no effect: ."):
+    with pytest.warns(UserWarning, match=f"{name} .*effect: ."):
         EvalConfig(**{name: value})
 
 

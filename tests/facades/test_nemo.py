@@ -40,6 +40,7 @@ def overrides(house: House, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_notebook_runs_an_evaluation(house: House, overrides: dict[str, Any]):
     """From the configuration to a finished job, also where an event loop runs."""
     config = RunConfig.from_hydra(hydra_overrides=["deployment=vllm"], dict_overrides=overrides)

@@ -158,6 +158,7 @@ def test_what_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str], word
     assert capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_is_run(tmp_path: Path):
     """The process becomes it, with its exit code."""
     path = launch_file(

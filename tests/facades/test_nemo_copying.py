@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from tests.support.command_line import House, sums, until
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_logs_and_artifacts_are_copied(house: House, call):
     """Of several jobs, each into a folder of its own; then what there is to know is shown."""
     items, canned = sums(right=2)

@@ -44,6 +44,7 @@ def test_every_game_is_tested():
     assert SETTINGS.keys() == set(GAMES.names())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GAMES.names())
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -55,6 +56,7 @@ def test_promises_hold_for_any_settings(name, data):
     check_game(game, seats=seats, matches=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GAMES.names())
 def test_a_thousand_random_matches(name):
     """To the end; the same seed gives the same scores."""

@@ -4,6 +4,8 @@ import hashlib
 import tracemalloc
 from array import array
 
+import pytest
+
 from enginehouse.gateway import answer_index
 from enginehouse.gateway.answer_index import AnswerIndex, prefix_of
 
@@ -51,6 +53,7 @@ def test_empty():
     assert index.first(key("a")) == 5
 
 
+@pytest.mark.slow
 def test_memory_of_a_million():
     """Twenty bytes an answer, and what is not sorted in yet."""
     tracemalloc.start()

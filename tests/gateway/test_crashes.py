@@ -20,7 +20,6 @@ from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.gateway.service import Gateway
 
-pytestmark = pytest.mark.slow
 PATH = "/v1/chat/completions"
 
 
@@ -42,6 +41,7 @@ def chat(words: str = "hello", **fields: Any) -> dict[str, Any]:
     return {"messages": messages, "max_tokens": 20, "ignore_eos": True, **fields}
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_costs_whole_answers_only_time(house: House) -> None:
     """Kill -9 with eight requests in flight: each has its one answer, the same as undisturbed."""
     env = {"VLLM_FAKE_TOKEN_LATENCY": "0.03"}
@@ -65,6 +65,7 @@ async def test_a_killed_engine_costs_whole_answers_only_time(house: House) -> No
     house.nothing_left()
 
 
+@pytest.mark.slow
 async def test_a_stream_is_delivered_again_before_its_first_byte(house: House, tmp_path) -> None:
     """The engine dies when the request arrives; the client sees one whole stream."""
     die = {"fault": "die", "match": "hello", "nth": [1], "signal": signal.SIGKILL}
@@ -80,6 +81,7 @@ async def test_a_stream_is_delivered_again_before_its_first_byte(house: House, t
     house.nothing_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "core"])
 async def test_a_stream_that_breaks_after_its_first_byte_ends_with_an_error(
     house: House, how: str, tmp_path
@@ -120,6 +122,7 @@ async def test_a_stream_that_breaks_after_its_first_byte_ends_with_an_error(
     house.nothing_left()
 
 
+@pytest.mark.slow
 async def test_a_request_that_kills_the_engine_is_refused_for_good(house: House) -> None:
     """With a status at which clients do not ask again; others are answered."""
     die = {"fault": "die", "match": "poison", "signal": signal.SIGKILL}
@@ -135,6 +138,7 @@ async def test_a_request_that_kills_the_engine_is_refused_for_good(house: House)
     house.nothing_left()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_given_up_ends_the_gateway(house: House) -> None:
     """The request says so, and so does `ended`."""
     async with (

@@ -21,7 +21,6 @@ from tests.support.gateways import (
 )
 from yarl import URL
 
-from enginehouse.deployment import announcement
 from enginehouse.deployment.configuration import AskConfig, parse
 from enginehouse.deployment.several import SeveralDeployment
 from enginehouse.servers.records import list_servers
@@ -64,6 +63,7 @@ async def test_a_stream_is_passed_on_to_its_end_mark() -> None:
     assert text_of(events) == "one two three"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
@@ -108,6 +108,7 @@ async def test_an_error_of_the_engine_passes_as_it_came() -> None:
     assert direct[0] == 400
 
 
+@pytest.mark.slow
 async def test_a_model_is_shown_by_its_name() -> None:
     """As OpenAI's library retrieves one; names may hold slashes, as they are or quoted."""
     async with (
@@ -137,6 +138,7 @@ async def test_what_the_engine_lacks_is_said_with_its_name() -> None:
         assert "vllm has no /v1/embeddings" in (await reply.json())["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_takes_its_request_with_it(stream: bool) -> None:  # noqa: FBT001
     """The engine is not left working for nobody."""
@@ -184,11 +186,8 @@ async def test_unknown_fields_and_numbers_reach_the_engine_as_they_were_sent(
 
 
 @pytest.mark.slow
-async def test_a_slow_server_gets_fewer_requests(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_server_gets_fewer_requests(house: House) -> None:
     """One of three that is busy for long is passed over by requests that come meanwhile."""
-    monkeypatch.setattr(announcement, "LOOK_EVERY", 0.1)
     model = str(house.model())
     servers = [
         house.start(

@@ -17,6 +17,7 @@ BODY = json.dumps(CHAT).encode()
 PATH = "/v1/chat/completions"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_",
     [
@@ -37,6 +38,7 @@ async def test_a_large_body_is_refused_without_being_read(request_: bytes) -> No
         assert b"connection: close" in said
 
 
+@pytest.mark.slow
 async def test_a_body_of_100_mb_is_refused_while_it_is_sent() -> None:
     """A client that reads while it sends gets the answer, and most of the body is never read."""
     size, block = 100_000_000, b"x" * 100_000
@@ -64,6 +66,7 @@ async def test_a_body_of_100_mb_is_refused_while_it_is_sent() -> None:
     assert gateway.figures().refused == 1
 
 
+@pytest.mark.slow
 async def test_a_body_of_100_mb_is_refused_before_it_is_sent() -> None:
     """A client that asks first sees the answer, and the next request is answered."""
     body = io.BytesIO(b"x" * 100_000_000)
@@ -86,6 +89,7 @@ async def test_a_client_is_asked_for_its_body_only_if_it_is_wanted() -> None:
         assert said.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("header", "status"),
     [
@@ -116,6 +120,7 @@ async def test_every_request_needs_the_key(header: str | None, status: int) -> N
         assert "s3cret" not in repr(gateway.figures())
 
 
+@pytest.mark.slow
 async def test_beyond_loopback_there_is_always_a_key() -> None:
     """One is made if none is given."""
     async with (
@@ -128,6 +133,7 @@ async def test_beyond_loopback_there_is_always_a_key() -> None:
         assert len(gateway.api_key) > 30
 
 
+@pytest.mark.slow
 async def test_more_requests_than_allowed_are_told_to_come_back() -> None:
     """503 with Retry-After, at once."""
     slow = CHAT | {"max_tokens": 500, "ignore_eos": True}
@@ -150,6 +156,7 @@ async def test_more_requests_than_allowed_are_told_to_come_back() -> None:
     assert 'enginehouse_gateway_refused_total{status="503"} 1' in text
 
 
+@pytest.mark.slow
 async def test_bodies_that_arrive_slowly_are_in_flight() -> None:
     """Otherwise any number of them could be held in memory; a client that leaves makes room."""
     half = post(PATH, BODY)[:-10]
@@ -177,6 +184,7 @@ async def test_bodies_that_arrive_slowly_are_in_flight() -> None:
         await until(lambda: gateway.figures().in_flight == 0)
 
 
+@pytest.mark.slow
 async def test_a_request_that_is_refused_is_no_longer_in_flight() -> None:
     """By its announced length, at the limit of its body, or because it is not HTTP."""
     head = b"POST " + PATH.encode() + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -194,6 +202,7 @@ async def test_a_request_that_is_refused_is_no_longer_in_flight() -> None:
         await until(lambda: gateway.figures().in_flight == 0)
 
 
+@pytest.mark.slow
 async def test_a_pipelined_request_is_refused_in_its_turn() -> None:
     """The answer to the one before it is not cut off."""
     async with (
@@ -235,6 +244,7 @@ async def test_requests_on_one_connection_are_answered_in_their_order() -> None:
     assert said.index(b'"one"') < said.rindex(b'"one"') < said.index(b'"two"')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -255,6 +265,7 @@ async def test_what_is_not_http_is_refused(line: bytes) -> None:
             assert reply.status == 200
 
 
+@pytest.mark.slow
 async def test_an_old_client_gets_a_stream_that_ends_with_the_connection() -> None:
     """HTTP/1.0 knows no chunks."""
     body = json.dumps(CHAT | {"stream": True}).encode()

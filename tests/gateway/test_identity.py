@@ -106,6 +106,7 @@ def test_every_part_counts():
     assert Identity(weights="a").digest == Identity(weights="a").digest
 
 
+@pytest.mark.slow
 async def test_a_checkpoint_that_is_open_on_a_running_server(house: House, tmp_path):
     """Its digest is known for as long as its target is open."""
     a, b = (write_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
@@ -132,6 +133,7 @@ async def test_a_checkpoint_that_is_open_on_a_running_server(house: House, tmp_p
             assert back != own  # it was swapped, and is called so
 
 
+@pytest.mark.slow
 async def test_weights_that_are_being_loaded(house: House, tmp_path):
     """It is not certain who answers."""
     a = write_checkpoint(tmp_path / "a")

@@ -23,6 +23,7 @@ def error_in(body: str) -> dict[str, Any]:
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
 async def test_an_open_stream_ends_with_an_error(version: bytes) -> None:
     """The end of the connection alone would look like the end of the answer to HTTP/1.0."""
@@ -40,6 +41,7 @@ async def test_an_open_stream_ends_with_an_error(version: bytes) -> None:
     assert (gateway.figures().broken, gateway.figures().abandoned) == (1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_",
     [WHOLE, WHOLE[:-10], WHOLE[:20]],
@@ -60,6 +62,7 @@ async def test_a_request_without_an_answer_is_refused(request_: bytes) -> None:
     assert error_in(body)["code"] == "gateway_stopping"
 
 
+@pytest.mark.slow
 async def test_a_request_that_waits_for_its_turn_is_refused() -> None:
     """The one before it on the connection was answered in time."""
     quick = post(PATH, json.dumps(CHAT | {"max_tokens": 8, "ignore_eos": True}).encode())

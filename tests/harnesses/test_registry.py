@@ -32,7 +32,7 @@ def test_each_is_pinned_without_torch(name: str) -> None:
 def test_install_knows_each_and_that_it_has_no_variants(name: str) -> None:
     """A GPU changes nothing for a program that only asks."""
     assert load_installation(name) is load_harness(name).installation
-    with pytest.raises(ConfigurationError, match=f"{name} has no variants"):
+    with pytest.raises(ConfigurationError, match=f"{name} .*variants"):
         plan_environment(load_installation(name), variant="cuda")
 
 
@@ -49,9 +49,9 @@ def test_another_version_is_resolved_by_install(name: str) -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     """The nearest first."""
-    with pytest.raises(UnknownNameError, match="did you mean 'lm-eval'"):
+    with pytest.raises(UnknownNameError, match="'lm-eval'"):
         load_harness("lm_eval")
-    with pytest.raises(UnknownNameError, match="did you mean 'lm-eval'"):
+    with pytest.raises(UnknownNameError, match="'lm-eval'"):
         load_installation("lmeval")
 
 

@@ -2,9 +2,11 @@ from typing import Any
 
 import pytest
 
-from enginehouse.core.errors import ConfigurationError
-from enginehouse.engines.registry import ENGINES, load_engine
-from enginehouse.jobs.engine_arguments import EngineArguments, removed_flags, sort_arguments
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
+from enginehouse.engines.registry import own_command
+from enginehouse.jobs.engine_arguments import EngineArguments, sort_arguments
+
+REMOVED = own_command("vllm").removed_flags
 
 
 def sort(values: dict[str, Any], *given: str) -> EngineArguments:
@@ -26,7 +28,7 @@ def test_what_has_a_key_moves_there():
     assert not ordered.notes
 
 
-@pytest.mark.parametrize("flag", sorted(removed_flags("vllm")))
+@pytest.mark.parametrize("flag", sorted(REMOVED))
 def test_a_flag_that_is_gone_is_a_warning_with_its_replacement(flag: str):
     """The launcher's own page still uses one; its value goes with it."""
     ordered = sort({"extra_args": f"--enforce-eager {flag} 4 --max-num-seqs 8"})
@@ -34,7 +36,7 @@ def test_a_flag_that_is_gone_is_a_warning_with_its_replacement(flag: str):
     assert ordered.values["extra_args"] == ["--enforce-eager", "--max-num-seqs", "8"]
     (note,) = ordered.notes
     assert flag in note
-    assert removed_flags("vllm")[flag] in note
+    assert REMOVED[flag] in note
 
 
 def test_another_version_may_have_the_flag():
@@ -133,7 +135,23 @@ def test_what_is_not_a_command_line_is_refused(extra: str):
         sort({"extra_args": extra})
 
 
-@pytest.mark.parametrize("kind", ENGINES.names())
-def test_removed_flags_are_those_of_the_engine(kind: str):
-    """They are read without the engine's class."""
-    assert removed_flags(kind) == getattr(load_engine(kind), "removed_flags", {})
+def test_an_engine_that_does_not_exist():
+    """The known ones are listed, and that nothing may be deployed."""
+    with pytest.raises(UnknownNameError) as caught:
+        sort({"type": "vlm"})
+
+    assert {"vllm", "hf", "none"} <= set(caught.value.known)
+    assert caught.value.name == "vlm"
+
+
+def test_an_engine_that_is_not_started_here():
+    """It is said how a launch asks it."""
+    with pytest.raises(ConfigurationError, match=r"deployment\.type: openai") as caught:
+        sort({"type": "openai"})
+
+    assert "deployment: none" in str(caught.value.fix)
+
+
+def test_nothing_deployed_has_no_arguments():
+    """Its other keys have no effect either, which is said elsewhere."""
+    assert sort({"type": "none", "extra_args": "--port 1"}).values["extra_args"] == "--port 1"

@@ -386,6 +386,7 @@ def test_a_judge_is_named_where_it_is_needed(tmp_path, graded):
         plan(tmp_path, graded, params={"extra": {"judge": {"model_id": "grader"}}})
 
 
+@pytest.mark.slow
 async def test_parameters_arrive_at_the_engine(tmp_path, sums, monkeypatch):
     """Temperature, top_p, length, repeats, limit and system prompt are in each request."""
     monkeypatch.setenv("ENGINEHOUSE_HOME", str(tmp_path / "home"))
@@ -414,6 +415,7 @@ async def test_parameters_arrive_at_the_engine(tmp_path, sums, monkeypatch):
     assert len({b["seed"] for b in bodies}) == 6
 
 
+@pytest.mark.slow
 async def test_patience_is_what_the_file_says(tmp_path, sums, monkeypatch):
     """A request that hangs is given up after request_timeout; max_retries sends failures again."""
     monkeypatch.setenv("ENGINEHOUSE_HOME", str(tmp_path / "home"))
@@ -438,6 +440,7 @@ async def test_patience_is_what_the_file_says(tmp_path, sums, monkeypatch):
     assert times == [1, 1, 2]
 
 
+@pytest.mark.slow
 async def test_reasoning_is_counted_and_left_out(tmp_path, sums, monkeypatch):
     """Or scored, if the file says so."""
     monkeypatch.setenv("ENGINEHOUSE_HOME", str(tmp_path / "home"))

@@ -98,6 +98,7 @@ async def test_secrets_reach_the_job_and_no_record(tmp_path, cluster, context):
     assert (folder / "plan.yaml").exists()
 
 
+@pytest.mark.slow
 async def test_resuming(tmp_path, cluster, context, monkeypatch):
     """Only what has ended; with the secrets of now; the same folder and files."""
     record = await launch(plan(tmp_path, script="sleep 60"), context)
@@ -151,6 +152,7 @@ class Renaming(FakeExecutor):
         return Handle(executor=self.name, folder=str(job.folder), reference={"id": name})
 
 
+@pytest.mark.slow
 async def test_a_command_that_is_killed_while_it_resumes(tmp_path, cluster, context, monkeypatch):
     """The job that it submitted is found and can be ended, although its handle was not noted."""
     monkeypatch.setattr(EXECUTORS, "load", lambda name: Renaming)
@@ -182,6 +184,7 @@ async def test_a_command_that_is_killed_while_it_resumes(tmp_path, cluster, cont
     assert (again.handle.reference["id"], again.resuming) == (f"{first.id}-3", False)
 
 
+@pytest.mark.slow
 async def test_many_jobs_are_asked_for_at_once(tmp_path, cluster, context):
     """One question for all jobs of a place, and their order is kept."""
     jobs = [await launch(plan(tmp_path), context) for _ in range(5)]
@@ -240,6 +243,7 @@ async def test_an_executor_that_does_not_answer(tmp_path, cluster, context, monk
     assert JobRecords(context.layout).find(record.id) == ended
 
 
+@pytest.mark.slow
 async def test_a_record_of_another_version(tmp_path, cluster, context):
     """It does not keep the states of other jobs from being asked for."""
     old, new = [await launch(plan(tmp_path), context) for _ in range(2)]
@@ -252,6 +256,7 @@ async def test_a_record_of_another_version(tmp_path, cluster, context):
     assert "key_of_another_version" in told[0]
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_of_a_launch_that_fails(tmp_path, cluster, context, monkeypatch):
     """A refusal, a task that no harness here has, a secret that is not set, and a cancellation."""
     cluster.refusal = JobError("no such partition", kind="unknown_partition")

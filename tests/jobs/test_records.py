@@ -78,6 +78,7 @@ def test_references_that_name_no_single_job(layout: Layout):
         assert unknown.value.kind == "unknown"
 
 
+@pytest.mark.slow
 def test_many_writers_at_once(layout: Layout):
     """Nothing is lost, and each change of another field is kept."""
     ids = [f"{number:016x}" for number in range(24)]

@@ -10,7 +10,6 @@ import yaml
 from tests.support.command_line import Finished, House, sums, until
 from tests.support.processes import command_of
 
-pytestmark = pytest.mark.slow
 FROM_HERE, LITERAL = "sesame-from-the-environment", "hf_sesameInTheFile"
 VARIABLE = "MY_OWN_SECRET"
 
@@ -46,6 +45,7 @@ def file(house: House) -> Path:
     return house.write("launch.yaml", yaml.safe_dump(values, sort_keys=False))
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_printed_or_shown(house: House, file: Path):
     """The launch file itself is the user's own."""
     said: list[str] = []

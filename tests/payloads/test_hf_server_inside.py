@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def python(hf_environment: EngineEnvironment) -> Path:
 def test_every_check_passes(python: Path, program: str):
     """Their names and docstrings are the promises; each runs on tiny models with random weights."""
     done = subprocess.run(
-        [python, SUPPORT / program, PAYLOADS],
+        [python, SUPPORT / program],
+        env=os.environ | {"PYTHONPATH": str(PAYLOADS)},
         capture_output=True,
         text=True,
         check=False,

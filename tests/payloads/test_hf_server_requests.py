@@ -92,6 +92,7 @@ def test_defaults_are_openais(requests):
     assert requests.read_chat({**CHAT, "temperature": 1e-7}).sampling.temperature == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

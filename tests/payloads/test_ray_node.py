@@ -67,6 +67,7 @@ def test_exit_codes(tmp_path: Path, script: str, code: int):
         assert process.wait(30) == code
 
 
+@pytest.mark.slow
 def test_many_short_commands(tmp_path: Path):
     """A command may have ended before anybody waits for it."""
     for _ in range(10):
@@ -94,6 +95,7 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_end_of_its_input_ends_everything(tmp_path: Path):
     """Also what has a session of its own, and what ignores SIGTERM."""
     script = "trap '' TERM\nsetsid sleep 600 &\necho $!\nsleep 600 &\necho $!\necho $$\nwait\nwait"

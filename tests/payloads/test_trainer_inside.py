@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.engine
 def test_every_check_passes(hf_environment: EngineEnvironment, program: str):
     """Their names and docstrings are the promises; each runs on tiny models with random weights."""
     done = subprocess.run(
-        [hf_environment.executable, SUPPORT / program, PAYLOADS],
+        [hf_environment.executable, SUPPORT / program],
+        env=os.environ | {"PYTHONPATH": str(PAYLOADS)},
         capture_output=True,
         text=True,
         check=False,

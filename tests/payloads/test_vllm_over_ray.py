@@ -179,6 +179,7 @@ def fake_ray(tmp_path: Path) -> Iterator[FakeRay]:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 3])
 def test_ray_that_does_not_start_at_once(fake_ray: FakeRay, code: int) -> None:
     """It is tried again; then the exit code is the server's."""
@@ -189,6 +190,7 @@ def test_ray_that_does_not_start_at_once(fake_ray: FakeRay, code: int) -> None:
     fake_ray.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_head_that_ends_while_it_is_asked(fake_ray: FakeRay) -> None:
     """It is noticed although Ray's own call hangs, and the head is tried again."""
     fake_ray.say(hang=1)
@@ -203,6 +205,7 @@ def test_a_head_that_ends_while_it_is_asked(fake_ray: FakeRay) -> None:
     fake_ray.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_machine_that_never_joins(fake_ray: FakeRay) -> None:
     """The head gives up when its time is over, and says who is missing; no server was started."""
     assert fake_ray.head("print('served')", nodes=2, patience=2).wait(60) == 1
@@ -211,6 +214,7 @@ def test_a_machine_that_never_joins(fake_ray: FakeRay) -> None:
     fake_ray.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_head_whose_ray_dies(fake_ray: FakeRay) -> None:
     """Its server ends, too, and the reason is said."""
     head = fake_ray.head("print('serving', flush=True); time.sleep(1000)")
@@ -221,6 +225,7 @@ def test_a_head_whose_ray_dies(fake_ray: FakeRay) -> None:
     fake_ray.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_second_signal_while_the_server_ends(fake_ray: FakeRay) -> None:
     """Does not cut that short: nothing is left."""
     head = fake_ray.head(
@@ -246,6 +251,7 @@ def test_a_signal_before_all_machines_have_joined(fake_ray: FakeRay) -> None:
     fake_ray.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_head(fake_ray: FakeRay) -> None:
     """It gives up when its time is over."""
     assert fake_ray.worker(patience=1).wait(60) == 1
@@ -255,6 +261,7 @@ def test_a_worker_without_a_head(fake_ray: FakeRay) -> None:
     fake_ray.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_join(fake_ray: FakeRay) -> None:
     """It tries until its time is over, and ends with Ray's exit code."""
     fake_ray.say(failures=1000)

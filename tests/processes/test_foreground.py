@@ -74,6 +74,7 @@ def test_words_that_a_shell_would_take_apart(capfd: pytest.CaptureFixture[str]):
     assert eval(capfd.readouterr().out) == words
 
 
+@pytest.mark.slow
 def test_standard_input_is_ours(tmp_path: Path):
     """It reads what we were given."""
     code = "from tests.processes.test_foreground import run; run('/bin/sh', '-c', 'cat; cat <&7')"
@@ -127,6 +128,7 @@ def test_signals_are_forwarded():
     assert asyncio.run(forwarded(str(ready))) == 42
 
 
+@pytest.mark.slow
 def test_it_does_not_outlive_us(tmp_path: Path):
     """Kill -9 of the process that started it."""
     pid = tmp_path / "pid"

@@ -71,6 +71,7 @@ async def test_stop_is_idempotent_and_leaves_no_zombie(tmp_path):
         os.kill(process.pid, 0)
 
 
+@pytest.mark.slow
 async def test_child_that_left_session_and_parent_is_still_ended(tmp_path):
     """Noted while its parent lived, a daemon of the engine does not survive the stop."""
     code = (

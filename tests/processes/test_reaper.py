@@ -12,8 +12,6 @@ import pytest
 
 from enginehouse.processes.tree import identify
 
-pytestmark = pytest.mark.slow
-
 # Starts, through the executor, a leader with a child in a session of its own; both are deaf to
 # SIGTERM. Then it waits, or goes as it is told.
 PARENT = """
@@ -102,6 +100,7 @@ def short_grace(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_killed_parent_leaves_nothing(begin, tmp_path, number):
     """Leader, a child that hid in its own session, and the reaper itself are gone; the log says."""
@@ -114,6 +113,7 @@ def test_a_killed_parent_leaves_nothing(begin, tmp_path, number):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_job_leaves_nothing(begin):
     """A batch system's SIGTERM reaches the reaper, too, in its first moment: it does its work."""
     parent, pids = begin()
@@ -132,6 +132,7 @@ def test_a_released_tree_outlives_its_parent(begin):
     assert identify(child)
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_parent_leaves_nothing(begin):
     """Nobody called stop: the parent's end is enough."""
     parent, pids = begin("exception")

@@ -27,6 +27,7 @@ def spinner():
         process.kill()
 
 
+@pytest.mark.slow
 def test_cpu_is_what_was_spent_between_two_readings(spinner):
     """0.4 s of a core in 2 s of the clock are 0.2 cores; the first reading has no CPU."""
     moments = iter((100.0, 102.0, 104.0))

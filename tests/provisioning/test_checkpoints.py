@@ -113,7 +113,7 @@ def test_weights_that_cannot_be_read(tmp_path: Path):
     """A link to a file that is gone (a hub cache that was cleaned up): named, with the reason."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
-    with pytest.raises(ModelError, match=r"cannot read .*model\.safetensors") as caught:
+    with pytest.raises(ModelError, match=r"model\.safetensors") as caught:
         read_checkpoint(tmp_path)
     assert caught.value.why == "No such file or directory"
     assert caught.value.fix is not None

@@ -29,8 +29,6 @@ from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_environment import make_fake_environment
 
-pytestmark = pytest.mark.slow
-
 BUILDER = """
 import asyncio, sys
 import msgspec
@@ -130,6 +128,7 @@ async def test_a_package_that_cannot_be_had(
     assert list((layout.environments / ".building").iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_not_the_pinned_one_is_refused(
     registry: Path, plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
@@ -142,7 +141,7 @@ async def test_a_file_that_is_not_the_pinned_one_is_refused(
         right, installation=VLLM, context=Context(layout=layout, notify=notes.append)
     )
     changed = msgspec.structs.replace(plan, requirements=text.replace(digest, "0" * 64))
-    with pytest.raises(ProvisioningError, match="do not install it") as caught:
+    with pytest.raises(ProvisioningError, match="not install") as caught:
         await ensure_environment(
             changed, installation=VLLM, context=Context(layout=layout, notify=notes.append)
         )
@@ -150,6 +149,7 @@ async def test_a_file_that_is_not_the_pinned_one_is_refused(
     assert [found.key for found in list_environments(layout)] == [right.key]
 
 
+@pytest.mark.slow
 async def test_an_engine_that_does_not_import(
     make_wheel: Callable[..., Path],
     fake_vllm: dict[str, str],
@@ -167,12 +167,13 @@ async def test_an_engine_that_does_not_import(
     assert list_environments(layout) == []
 
 
+@pytest.mark.slow
 async def test_an_engine_of_another_version(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
     """The version that the engine itself states must be the planned one."""
     wanted = msgspec.structs.replace(plan, version="0.31.0")
-    with pytest.raises(ProvisioningError, match=r"version is 0\.32\.0, not 0\.31\.0"):
+    with pytest.raises(ProvisioningError, match=r"0\.32\.0.* 0\.31\.0"):
         await ensure_environment(
             wanted, installation=VLLM, context=Context(layout=layout, notify=notes.append)
         )
@@ -202,6 +203,7 @@ async def test_kill_9_leaves_nothing_half_present(
     assert list((layout.environments / ".building").iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_two_builders_make_one_environment(plan: EnvironmentPlan, layout: Layout):
     """Two processes at once: one builds, the other waits and takes what was built."""
     builders = [_start_builder(plan), _start_builder(plan)]
@@ -212,6 +214,7 @@ async def test_two_builders_make_one_environment(plan: EnvironmentPlan, layout: 
     assert len(list_environments(layout)) == 1
 
 
+@pytest.mark.slow
 async def test_a_cancelled_build_is_undone(plan: EnvironmentPlan, layout: Layout):
     """Ctrl-C while building: uv is killed, the half-built folder is removed, the lock is free."""
     reached = asyncio.Event()
@@ -234,6 +237,7 @@ async def test_a_cancelled_build_is_undone(plan: EnvironmentPlan, layout: Layout
     )
 
 
+@pytest.mark.slow
 async def test_a_broken_environment_is_built_anew(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
@@ -250,6 +254,7 @@ async def test_a_broken_environment_is_built_anew(
     assert again.executable.exists()
 
 
+@pytest.mark.slow
 async def test_a_torn_record_is_no_environment(
     plan: EnvironmentPlan, layout: Layout, notes: list[str]
 ):
@@ -273,6 +278,7 @@ async def test_an_existing_python_is_described(tmp_path: Path, layout: Layout):
     assert "--max-model-len" in found.flags
 
 
+@pytest.mark.slow
 async def test_flags_are_dumped_once_but_the_import_is_checked_each_time(
     tmp_path: Path, layout: Layout
 ):
@@ -367,6 +373,7 @@ async def test_a_version_must_be_that_of_the_python(
             await finding
 
 
+@pytest.mark.slow
 async def test_the_order_of_choice(
     tmp_path: Path,
     layout: Layout,

@@ -22,7 +22,7 @@ def test_of_several_the_usual_quantisation_is_taken():
 
 def test_otherwise_they_are_listed():
     """And the way to take one of them is said."""
-    with pytest.raises(ModelError, match="holds 2 GGUF models") as error:
+    with pytest.raises(ModelError, match="2 GGUF") as error:
         choose_gguf(["m-Q2_K.gguf", "m-Q8_0.gguf"], where="owner/name")
     assert "m-Q2_K.gguf, m-Q8_0.gguf" in str(error.value)
     assert "hf download" in str(error.value)
@@ -31,11 +31,11 @@ def test_otherwise_they_are_listed():
 def test_all_parts_of_a_split_model_come_first_part_first():
     """They are one model; without all of them there is none."""
     assert choose_gguf(PARTS, where="here") == tuple(reversed(PARTS))
-    with pytest.raises(ModelError, match="lacks 1 of the 2 parts of big"):
+    with pytest.raises(ModelError, match=r"1 of .*2 .*big"):
         choose_gguf(PARTS[:1], where="here")
 
 
 def test_none_is_an_error():
     """A repository of something else."""
-    with pytest.raises(ModelError, match="holds no GGUF file"):
+    with pytest.raises(ModelError, match="no GGUF"):
         choose_gguf(["model.safetensors"], where="here")

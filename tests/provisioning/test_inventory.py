@@ -18,6 +18,7 @@ def test_nothing_is_listed_at_first(layout: Layout):
     assert list_environments(layout) == []
 
 
+@pytest.mark.slow
 async def test_an_environment_is_listed_and_removed(plan: EnvironmentPlan, layout: Layout):
     """The list has its key, version, size and age; after its removal nothing of it is left."""
     await ensure_environment(
@@ -34,6 +35,7 @@ async def test_an_environment_is_listed_and_removed(plan: EnvironmentPlan, layou
     assert list((layout.environments / ".building").iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_what_is_in_use_is_not_removed(plan: EnvironmentPlan, layout: Layout):
     """A running process keeps its environment; the error names the process."""
     built = await ensure_environment(
@@ -56,6 +58,7 @@ async def test_what_is_in_use_is_not_removed(plan: EnvironmentPlan, layout: Layo
     assert list_environments(layout) == []
 
 
+@pytest.mark.slow
 async def test_an_unknown_key_lists_the_known(plan: EnvironmentPlan, layout: Layout):
     """A mistyped key is answered with the keys that there are."""
     await ensure_environment(

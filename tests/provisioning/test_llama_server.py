@@ -147,7 +147,7 @@ async def test_a_build_for_something_else_is_refused(
     """A wheel that uv kept from another build would be found by its name."""
     monkeypatch.setattr(LlamaServer, "require_build_tools", lambda *_, **__: None)
     plan = msgspec.structs.replace(llama_plan, variant="cuda")
-    with pytest.raises(ProvisioningError, match="built for cpu, not cuda"):
+    with pytest.raises(ProvisioningError, match=r"cpu.* cuda"):
         await ensure_environment(
             plan, installation=LLAMACPP, context=Context(layout=layout, notify=notes.append)
         )
@@ -180,6 +180,7 @@ def test_the_build_tools_may_be_named_by_variables(tmp_path: Path):
     assert "--variant cpu" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
 def test_only_llama_server_is_compiled(tmp_path: Path):
     """The default target leaves out other tools and what only they need, however deep they lie."""
@@ -316,5 +317,5 @@ async def test_what_does_not_run_is_quoted(
 
 async def test_a_path_without_one_says_so(layout: Layout, notes: list[str], tmp_path: Path):
     """Not that there is no Python."""
-    with pytest.raises(ProvisioningError, match="no llama-server at"):
+    with pytest.raises(ProvisioningError, match="llama-server"):
         await find(layout, notes, python=tmp_path)

@@ -97,6 +97,7 @@ def test_the_cache_of_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
     assert estimate_memory("meta/other") is None
 
 
+@pytest.mark.slow
 def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The sizes of one form of the weights, by its metadata, with the user's token."""
     tokens: list[str | None] = []
@@ -137,6 +138,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert set(tokens) == {"Bearer mine"}
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The size is unknown after a second, although each part of the answer arrives at once."""
 

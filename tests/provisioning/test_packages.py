@@ -48,7 +48,7 @@ def test_a_damaged_file_is_fetched_anew(wheel: Path, layout: Layout):
 def test_another_content_is_refused(wheel: Path, layout: Layout):
     """A file that is not the expected one is not kept, and both digests are named."""
     wrong = "0" * 64
-    with pytest.raises(ProvisioningError, match=f"{SHA256}, not {wrong}"):
+    with pytest.raises(ProvisioningError, match=f"{SHA256}.* {wrong}"):
         _fetch(layout, sha256=wrong)
     assert not any(path.name == "items.jsonl" for path in layout.data.rglob("*"))
 

@@ -43,6 +43,7 @@ async def test_long_lines_are_no_problem(tmp_path: Path):
     assert len(finished.output) == 300_001
 
 
+@pytest.mark.slow
 async def test_a_cancelled_program_is_killed_with_its_children(tmp_path: Path):
     """Cancelling kills the whole process group, and waits for it."""
     script = (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,7 @@ def published(make_wheel: WheelMaker, fake_vllm: dict[str, str]) -> None:
         make_wheel(name, f"{version}.0", {f"{name}/__init__.py": ""})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published")
 async def test_any_published_version_is_resolved_built_and_found_again(
     registry: Path, layout: Layout, notes: list[str]
@@ -154,6 +156,7 @@ async def test_any_published_version_is_resolved_built_and_found_again(
     assert known_plan(VLLM, version="0.29.0", variant="cpu", layout=layout) == plan
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published")
 async def test_a_post_release_may_say_the_version_that_it_repeats(
     make_wheel: WheelMaker, fake_vllm: dict[str, str], layout: Layout, notes: list[str]
@@ -239,7 +242,7 @@ async def test_a_release_whose_requirements_are_missing_is_refused(
 @pytest.mark.parametrize("version", ["../../secrets", "newest", "1.x"])
 async def test_what_is_not_a_version_is_refused(version: str, layout: Layout, notes: list[str]):
     """No path and no option of uv's reaches it."""
-    with pytest.raises(ConfigurationError, match="not a version"):
+    with pytest.raises(ConfigurationError, match=re.escape(version)):
         await find_plan(
             VLLM,
             version=version,
@@ -257,7 +260,7 @@ async def test_other_engines(layout: Layout, notes: list[str]):
             variant="cpu",
             context=Context(layout=layout, notify=notes.append),
         )
-    with pytest.raises(ConfigurationError, match="sglang is provisioned for CUDA only"):
+    with pytest.raises(ConfigurationError, match=r"sglang.* CUDA"):
         await find_plan(
             SGLANG,
             version="latest",
@@ -269,12 +272,13 @@ async def test_other_engines(layout: Layout, notes: list[str]):
 def test_what_is_neither_pinned_nor_installed_asks_no_registry(layout: Layout, uv: FakeUv):
     """`doctor` says how to get it instead."""
     uv.program.unlink()
-    with pytest.raises(ConfigurationError, match="neither pinned nor installed") as caught:
+    with pytest.raises(ConfigurationError, match=r"0\.7\.3") as caught:
         known_plan(VLLM, version="0.7.3", variant="cpu", layout=layout)
     assert "install vllm --version 0.7.3" in str(caught.value.fix)
     assert known_plan(VLLM, version=None, variant="cpu", layout=layout).version == "0.32.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cuda", "backends", "chosen"),
     [
@@ -309,6 +313,7 @@ async def test_torchs_build_is_one_that_the_driver_runs(
     assert (f"torch=={backends[chosen]}" if chosen else "torch==2.9.0\n") in plan.requirements
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published")
 async def test_a_cpu_torch_is_kept_out_of_a_cuda_build(
     make_wheel: WheelMaker, fake_vllm: dict[str, str], layout: Layout, notes: list[str]

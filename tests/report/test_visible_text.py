@@ -66,6 +66,7 @@ def test_a_sequence_in_two_pieces(text: str, cut: int):
     assert CONTROL.search(shown) is None
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_json_means_the_same(text: str):
     """To a parser; a terminal sees no C1 and no bidi character, which JSON need not escape."""

@@ -89,6 +89,7 @@ async def generate(url: str, tokens: int) -> None:
         await sampler.sample(request)
 
 
+@pytest.mark.slow
 async def test_rates_are_differences_of_counters(layout: Layout, sleeper: int):
     """40 tokens in 4 s are 10 tokens/s; before the second look they are unknown."""
     clock = Clock()
@@ -127,6 +128,7 @@ async def test_a_server_dies_between_two_looks(layout: Layout):
     assert foreign.problem == "/health does not answer"
 
 
+@pytest.mark.slow
 async def test_a_server_that_starts_again_begins_anew(layout: Layout):
     """Another process at the same address: no rate from two servers' counters."""
     async with Observer(layout, clock=Clock()) as observer:
@@ -203,6 +205,7 @@ async def test_a_server_that_starts_is_not_asked(layout: Layout, sleeper: int):
     assert (server.state, server.problem, server.processes) == ("starting", None, 1)
 
 
+@pytest.mark.slow
 async def test_an_address_with_a_path(layout: Layout):
     """A server behind a proxy, at http://host/prefix: everything is asked below the prefix."""
     async with running_fake_engine() as server, aiohttp.ClientSession() as session:

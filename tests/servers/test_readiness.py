@@ -152,14 +152,15 @@ async def test_healthy_is_not_ready(web, models, canary, message, why):
 
 async def test_a_process_that_ends_is_noticed_at_once():
     """Nobody waits for the limit when the process is gone."""
-    with pytest.raises(StartError, match="ended with signal SIGKILL"):
+    with pytest.raises(StartError, match="SIGKILL"):
         await ready("http://127.0.0.1:9", process=Alive(-signal.SIGKILL), limit=3600)
 
 
+@pytest.mark.slow
 async def test_after_the_limit_it_says_how_far_it_came(web):
     """Unhealthy all along: the error has the last answer."""
     url = await web({"/health": [(503, "")]})
-    with pytest.raises(StartError, match=r"not ready after 0\.6 s") as caught:
+    with pytest.raises(StartError, match=r"0\.6 s") as caught:
         await ready(url, limit=0.6)
     assert caught.value.why == "/health answered 503"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def test_an_unknown_name_lists_the_known(layout, sleeper):
     """A wrong name is answered with the right ones; a path is no name."""
     keep(layout, record(identify(sleeper.pid), name="smollm2-7f3a"))
     for wrong in ("smollm2-7f3", "../smollm2-7f3a/../none"):
-        with pytest.raises(UnknownNameError, match="no server called") as caught:
+        with pytest.raises(UnknownNameError, match=re.escape(repr(wrong))) as caught:
             find_server(wrong, layout=layout)
         assert "smollm2-7f3a" in caught.value.fix
 
@@ -152,7 +153,7 @@ def test_names_are_readable_and_unique(layout):
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "-rf", "A", "a b", ".hidden"])
 def test_a_name_that_cannot_be_a_folder_is_refused(layout, name):
     """A wanted name is checked before it becomes a path."""
-    with pytest.raises(ConfigurationError, match="cannot be called"):
+    with pytest.raises(ConfigurationError, match=re.escape(repr(name))):
         make_folder(layout, model="m", name=name)
 
 
@@ -172,7 +173,7 @@ def test_a_name_in_use_is_refused_and_a_dead_one_is_taken_over(layout, sleeper):
     """A live server keeps its name; a dead one's name, record and log make way."""
     alive = identify(sleeper.pid)
     keep(layout, record(alive))
-    with pytest.raises(ConfigurationError, match=rf"called one .*\(pid {sleeper.pid}\)"):
+    with pytest.raises(ConfigurationError, match=rf"one .*\(pid {sleeper.pid}\)"):
         make_folder(layout, model="m", name="one")
     gone = msgspec.structs.replace(alive, started=alive.started - 9)
     keep(layout, record(gone))

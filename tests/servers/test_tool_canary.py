@@ -55,6 +55,7 @@ async def test_a_server_that_is_gone_tells_nothing():
     assert await _check("http://127.0.0.1:1", "hermes") is None
 
 
+@pytest.mark.slow
 async def test_the_start_goes_on_and_says_what_is_wrong(start):
     """A model that works but for its tools is served; the diagnosis is among the notices."""
     extra = "--enable-auto-tool-choice --tool-call-parser mistral"

@@ -21,6 +21,7 @@ def plan(house: House, **values: Any) -> ServeConfig:
     return parse(ServeConfig, {"model": str(house.model()), **values}, origin="test")
 
 
+@pytest.mark.slow
 async def test_a_part_that_ends(house: House, monkeypatch: pytest.MonkeyPatch):
     """Its end is an error, with code 0 too, and nothing of it is left."""
     ending = Command(argv=("/bin/sh", "-c", "echo the head is gone"), env={})

@@ -65,6 +65,7 @@ def test_many_at_once_are_each_alone():
     assert stacked[1] == pytest.approx(-stacked[0])
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_strengths():
     """At least nine in ten; the prior draws strengths together by a little."""
     rng = np.random.default_rng(9)

@@ -29,6 +29,7 @@ def interval(values, *, bounds=FREE[0]):
     return interval_of_means(column, np.ones_like(column), bounds=[bounds])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [6, 12, 40])
 @pytest.mark.parametrize("kind", ["normal", "skewed", "shares"])
 def test_intervals_cover_the_mean(seeds, kind):

@@ -1,6 +1,7 @@
 """payloads/trainer without torch: its messages, connection and serving, before the fake's numbers.
 
-Started as that program is. The environment variable FAKE_TRAINER names what goes wrong:
+Started as that program is, with the payloads on PYTHONPATH. The environment variable FAKE_TRAINER
+names what goes wrong:
 "fail" ends the start with an error, "silent" never becomes ready, and "stuck" hangs in compute.
 """
 
@@ -11,21 +12,17 @@ import argparse
 import asyncio
 import logging
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-from enginehouse.core.errors import TinkerError
-from enginehouse.provisioning.programs import PAYLOADS
-from enginehouse.testing.fake_trainer import FakeTrainer
-from enginehouse.tinker import data
-
-sys.path.insert(0, str(PAYLOADS))
-
 from trainer.connection import Connection
 from trainer.errors import RequestError
 from trainer.serving import serve
+
+from enginehouse.core.errors import TinkerError
+from enginehouse.testing.fake_trainer import FakeTrainer
+from enginehouse.tinker import data
 
 FAULT = os.environ.get("FAKE_TRAINER", "")
 

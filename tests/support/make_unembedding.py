@@ -1,4 +1,6 @@
-"""Makes a tiny checkpoint and adapters: TOKENIZER FOLDER, or CHECKPOINT FOLDER for adapters only.
+"""Makes a tiny checkpoint and adapters: TOKENIZER FOLDER KIND, or adapters only: CHECKPOINT FOLDER.
+
+KIND is llama or qwen2; the checkpoint is FOLDER/tiny.
 
 FOLDER gets `whole` (all projections and the output layer), `head` (the output layer alone), `body`
 (without it), `faint` (as `body`, after one small step of training), `untrained`, and scores.json:
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 TOKENS = [1, 45, 210, 33, 7, 19, 250, 41, 77, 12, 99, 5]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -31,9 +33,9 @@ def main() -> None:
     source, folder = map(Path, sys.argv[1:3])
     torch.set_num_threads(1)
     checkpoint = source
-    if not (source / "model.safetensors").exists() or len(sys.argv) > 3:
+    if len(sys.argv) > 3:
         checkpoint = folder / "tiny"
-        _make_checkpoint(source, checkpoint)
+        _make_checkpoint(source, checkpoint, kind=sys.argv[3])
     scores = {}
     for seed, (name, (targets, size)) in enumerate(KINDS.items()):
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
@@ -50,14 +52,14 @@ def main() -> None:
     (folder / "scores.json").write_text(json.dumps({"tokens": TOKENS, "scores": scores}))
 
 
-def _make_checkpoint(tokenizer: Path, folder: Path) -> None:
+def _make_checkpoint(tokenizer: Path, folder: Path, *, kind: str) -> None:
     tokens = AutoTokenizer.from_pretrained(tokenizer)
-    config = LlamaConfig(
+    config = {"llama": LlamaConfig, "qwen2": Qwen2Config}[kind](
         vocab_size=49152,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=1,  # of 32: vLLM's attention on a CPU takes none of 16
         num_key_value_heads=1,
         max_position_embeddings=512,
         bos_token_id=1,
@@ -66,7 +68,7 @@ def _make_checkpoint(tokenizer: Path, folder: Path) -> None:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "norm" not in name:
             weight.data.normal_(0, 0.3)

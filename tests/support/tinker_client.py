@@ -38,7 +38,7 @@ class House:
     keys: dict[str, str] = field(default_factory=dict)
 
     @asynccontextmanager
-    async def open(self, **settings: Any) -> AsyncIterator[Running]:
+    async def open(self, *, tidy_interval: float = 10.0, **settings: Any) -> AsyncIterator[Running]:
         """The service, on a free port, with a key for each of USERS."""
         if not self.keys:
             file = KeyFile(self.home / "keys.json")
@@ -50,7 +50,12 @@ class House:
             async with (
                 open_stores(config, context) as stores,
                 open_service(
-                    config, context, stores=stores, trainer=self.trainer, engine=self.engine
+                    config,
+                    context,
+                    stores=stores,
+                    trainer=self.trainer,
+                    engine=self.engine,
+                    tidy_interval=tidy_interval,
                 ) as service,
                 running(service.application, listener) as http,
                 aiohttp.ClientSession(http.url, connector=aiohttp.TCPConnector(limit=0)) as web,

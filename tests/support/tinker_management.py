@@ -23,6 +23,7 @@ from enginehouse.tinker.guard import Guard
 from enginehouse.tinker.keys import KeyFile, Keys
 from enginehouse.tinker.records.entries import CheckpointKind, CheckpointRecord, ModelRecord
 from enginehouse.tinker.records.records import Records
+from enginehouse.tinker.repeats import Repeats
 from enginehouse.tinker.routes.accounts import account_routes
 from enginehouse.tinker.routes.checkpoints import checkpoint_routes
 from enginehouse.tinker.routes.client import client_routes
@@ -123,7 +124,7 @@ async def management_service(home: Path, *, records: Records) -> AsyncIterator[M
             run_routes(records),
             session_list_routes(records),
             trace_routes(records, futures=futures, signer=authentication.signer),
-            checkpoint_routes(checkpoints),
+            checkpoint_routes(checkpoints, repeats=Repeats()),
             download_routes(checkpoints, signer=authentication.signer),
             copy_routes(checkpoints),
         ]

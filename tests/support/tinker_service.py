@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ import psutil
 from tests.support import SUPPORT
 from tests.support.command_line import Finished, House, Running, until
 
+# vLLM's CPU build copies each token's share of the adapters' places: ranks cost by their limit.
+LIMITS = ("--max-model-len", "1024", "--max-lora-rank", "8", "--max-loras", "4")
 _PROGRAMS = SUPPORT / "tinker_programs"
 _SETTLED = 60.0  # seconds until a killed service's processes are gone
 # What tells the service's own processes apart, in their command lines.
@@ -97,6 +100,17 @@ class TinkerService:
         """Run one of those programs to its end, and give its last answer."""
         return answers(self.begin_program(name, **arguments).end())[-1]
 
+    def status(self) -> Any:
+        """What it tells its operator."""
+        headers = {"x-operator-key": (self.home / "operator-key").read_text()}
+        request = urllib.request.Request(f"{self.url}/status", headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.load(reply)
+
+    def log(self) -> str:
+        """What the service has logged: a JSON object on each line."""
+        return (self.home / "service.jsonl").read_text()
+
     def process(self, part: str) -> psutil.Process:
         """The topmost process of the service's "trainer", or of its "vllm"."""
         for child in psutil.Process(self.running.pid).children(recursive=True):
@@ -104,6 +118,13 @@ class TinkerService:
                 if _PARTS[part] in " ".join(child.cmdline()):
                     return child
         raise AssertionError(f"no {part} is running")
+
+    @property
+    def vllm(self) -> tuple[str, str]:
+        """The address and the administrative key of its vLLM, for plain requests."""
+        (record,) = (self._house.home / "state" / "servers").glob("*/server.json")
+        key = record.with_name("admin.key").read_text()
+        return json.loads(record.read_text())["base_url"], key
 
     def kill(self, part: str) -> None:
         """Kill -9 of "service", "trainer" or "vllm"; a killed service is started again."""
@@ -121,15 +142,7 @@ class TinkerService:
         self.start()
 
 
-def ended_well(finished: Finished) -> bool:
-    """Whether a program with the SDK did its work.
-
-    The SDK's process sometimes aborts when all is done, outside of Python (seen with 0.38.0).
-    """
-    return finished.code in {0, -signal.SIGABRT}
-
-
 def answers(finished: Finished) -> list[Mapping[str, Any]]:
     """The JSON objects that a program printed, after it ended well."""
-    assert ended_well(finished), finished.err[-4000:]
+    assert finished.code == 0, finished.err[-4000:]
     return [json.loads(line) for line in finished.out.splitlines() if line.startswith("{")]

@@ -1,18 +1,15 @@
-"""The trainer's mathematics, compared with torch and PEFT: `python trainer_checks.py PAYLOADS`."""
+"""The trainer's mathematics, compared with torch and PEFT. PYTHONPATH must have the payloads."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import sys
-
-sys.path.insert(0, sys.argv[1])
 
 import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from trainer.data import LoraSpec, LossRequest
+from trainer.data import AdamStep, LoraSpec, LossRequest
 from trainer.losses import LOSSES
 from trainer_reference import (
     ADAM,
@@ -117,6 +114,39 @@ def a_mixed_batch_equals_each_alone():
                 assert ours["logprobs"].shape == theirs["logprobs"].shape
                 assert_close(ours["logprobs"], theirs["logprobs"])
             assert_all_close(gradients(together, name), gradients(alone, name))
+
+
+def the_default_step_is_torchs():
+    """AdamW with the SDK's own parameters, on gradients of which some are as small as its eps."""
+    adam = AdamStep()
+    assert adam.eps == 1e-12
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
+    engine.save("ours", saved := new_folder(), state=False)
+    reference = Reference(LLAMA, saved, adam=adam)
+    for step, scale in enumerate((1, 1e-11, 1e-12, 1)):
+        compute(engine, request("ours", seed=step))
+        engine._adapters["ours"].gradient.mul_(scale)
+        for name, gradient in gradients(engine, "ours").items():
+            reference.trained[name].grad = gradient
+        engine.optim_step("ours", adam)
+        reference.optimizer.step()
+        for name, tensor in weights(engine, "ours").items():
+            moved = float((tensor - reference.trained[name].detach()).abs().max())
+            assert moved <= 1e-3 * adam.learning_rate, (step, name, moved)
+
+
+def the_norm_of_many_gradients_is_exact():
+    """A single float32 sum over as many squares would be wrong in its fourth digit."""
+    engine = make_engine()
+    engine.create("ours", LoraSpec(rank=4, seed=1))
+    adapter = engine._adapters["ours"]
+    adapter.weights = torch.zeros(4_000_000)
+    torch.manual_seed(0)
+    adapter.gradient = torch.randn(4_000_000) ** 3
+    expected = float(torch.linalg.vector_norm(adapter.gradient.double()))
+    norm = engine.optim_step("ours", ADAM)["grad_norm:mean"]
+    assert abs(norm - expected) <= 1e-5 * expected, (norm, expected)
 
 
 def chunks_of_one_request_add_up():
@@ -232,6 +262,8 @@ if __name__ == "__main__":
         every_architecture_agrees_with_peft,
         every_flag_chooses_its_modules,
         a_mixed_batch_equals_each_alone,
+        the_default_step_is_torchs,
+        the_norm_of_many_gradients_is_exact,
         chunks_of_one_request_add_up,
         a_forward_pass_leaves_no_gradients,
         the_same_seed_makes_the_same_adapter,

@@ -251,6 +251,10 @@ class Reference:
     def gradients(self) -> dict:
         return {name: weight.grad for name, weight in self.trained.items()}
 
+    def take(self, values: dict) -> None:
+        for name, tensor in values.items():
+            self.trained[name].data.copy_(tensor)
+
     def step(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.clip)
         self.optimizer.step()
@@ -259,18 +263,22 @@ class Reference:
 
 
 def compare_with_peft(
-    folder: Path, spec: LoraSpec, asked: LossRequest, *, steps: int = 2, adam: AdamStep = ADAM
+    folder: Path, spec: LoraSpec, *asked: LossRequest, steps: int = 2, adam: AdamStep = ADAM
 ) -> Engine:
-    """Losses, log-probabilities, gradients, and steps, from an adapter that was trained a bit."""
+    """Losses, log-probabilities, gradients, and steps, from an adapter that was trained a bit.
+
+    A step is of each that is `asked`, one after the other. The next one begins with our weights in
+    both, as Adam would amplify the rounding of the gradients before.
+    """
     engine = make_engine(folder)
     engine.create("ours", spec)
     train(engine, "ours", steps=1, adam=adam)
     engine.save("ours", saved := new_folder(), state=False)
     engine.load("ours", saved, optimizer=False, gradients=False)
     reference = Reference(folder, saved, adam=adam)
-    for _ in range(steps):
-        (result,) = compute(engine, asked)
-        logprobs, total = reference.compute(asked)
+    for one in asked * steps:
+        (result,) = compute(engine, one)
+        logprobs, total = reference.compute(one)
         assert_close(result.metrics["loss:sum"], total)
         for ours, theirs in zip(result.outputs, logprobs, strict=True):
             assert ours["logprobs"].dtype == np.float32
@@ -279,6 +287,7 @@ def compare_with_peft(
         norm = engine.optim_step("ours", adam)["grad_norm:mean"]
         assert_close(norm, reference.step())
         assert_all_close(weights(engine, "ours"), reference.trained)
+        reference.take(weights(engine, "ours"))
     return engine
 
 

@@ -1,12 +1,9 @@
-"""The trainer's checkpoints and refusals: `python trainer_state_checks.py PAYLOADS`."""
+"""The trainer's checkpoints and refusals. PYTHONPATH must have the payloads."""
 
 # ruff: noqa: ANN003 (each check says what it is about)
 from __future__ import annotations
 
 import resource
-import sys
-
-sys.path.insert(0, sys.argv[1])
 
 import numpy as np
 import torch

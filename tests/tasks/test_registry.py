@@ -28,7 +28,7 @@ def test_the_list_has_every_task_and_the_generated_family():
 
 def test_an_unknown_task_names_the_nearest():
     """A misspelt name is found out at once."""
-    with pytest.raises(UnknownNameError, match="did you mean 'hellaswag'"):
+    with pytest.raises(UnknownNameError, match="'hellaswag'"):
         load_task("helaswag")
 
 
@@ -62,7 +62,7 @@ def test_a_yaml_path_starts_at_the_base(tmp_path, monkeypatch):
     assert load_task("my.yaml", base=tmp_path).info.name == "mine"
     monkeypatch.chdir(tmp_path)
     assert load_task("my.yml").info.name == "mine"
-    with pytest.raises(ConfigurationError, match="cannot read the task"):
+    with pytest.raises(ConfigurationError, match=r"gone\.yaml"):
         load_task("gone.yaml")
 
 
@@ -72,5 +72,5 @@ def test_a_yaml_path_starts_at_the_base(tmp_path, monkeypatch):
 def test_a_generated_task_is_found_by_its_prefix():
     """reasoning_gym/<name>, with the nearest name for a misspelt one."""
     assert load_task("reasoning_gym/chain_sum").info.name == "reasoning_gym/chain_sum"
-    with pytest.raises(UnknownNameError, match="did you mean 'chain_sum'"):
+    with pytest.raises(UnknownNameError, match="'chain_sum'"):
         load_task("reasoning_gym/chainsum")

@@ -12,7 +12,7 @@ def test_fields_are_variables_and_are_in_item():
 
 def test_a_syntax_error_has_its_line():
     """Found when the template is made, before anything runs."""
-    with pytest.raises(ConfigurationError, match=r"my.yaml: prompt, line 2: not a Jinja"):
+    with pytest.raises(ConfigurationError, match=r"my\.yaml: prompt, line 2.* Jinja"):
         Template("a\n{% if %}", origin="my.yaml: prompt")
 
 

@@ -28,6 +28,7 @@ from enginehouse.testing.fake_engine import running_fake_engine
 IGNORED = {"guided_json": "structured.json_schema"}
 
 
+@pytest.mark.slow
 async def test_the_fake_engine_passes_every_case(tmp_path: Path):
     """Nothing is skipped, either."""
     capabilities = Capabilities(supports=frozenset(Capability), ignored=IGNORED)

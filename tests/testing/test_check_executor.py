@@ -17,7 +17,6 @@ from enginehouse.testing.fake_executor import (
     close_cluster,
 )
 
-pytestmark = pytest.mark.slow
 SETTINGS = FakeSettings(output_dir="jobs")
 
 
@@ -29,6 +28,7 @@ async def cluster() -> AsyncIterator[FakeCluster]:
     await close_cluster(cluster)
 
 
+@pytest.mark.slow
 async def test_the_fake_passes(tmp_path, cluster: FakeCluster):
     """Every case."""
     assert len(CASES) >= 10
@@ -49,6 +49,7 @@ class _Careless(FakeExecutor):
         return [JobStatus(state=JobState.COMPLETE) if s.exit_code else s for s in statuses]
 
 
+@pytest.mark.slow
 async def test_broken_promises_are_found(tmp_path, cluster: FakeCluster):
     """And each is named with its promise."""
     failures = await check_executor(

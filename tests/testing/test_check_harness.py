@@ -17,7 +17,6 @@ from enginehouse.testing.check_harness import CASES, Subject, check_harness
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.testing.fake_harness import FakeHarness
 
-pytestmark = pytest.mark.slow
 ENVIRONMENT = EngineEnvironment(
     engine="fake", version="1.0", variant="any", executable=Path(sys.executable), key=None, flags={}
 )
@@ -44,6 +43,7 @@ async def subject(tmp_path: Path) -> AsyncIterator[Subject]:
         )
 
 
+@pytest.mark.slow
 async def test_the_fake_passes(subject: Subject):
     """Every case."""
     assert len(CASES) >= 7

@@ -305,6 +305,7 @@ async def test_a_pause_drains_or_aborts(stream):
             await ask(engine, "/resume", {})
 
 
+@pytest.mark.slow
 async def test_answers_are_the_same_in_another_process():
     """Nothing depends on the process, the port or the time."""
     async with running_fake_engine() as first, running_fake_engine() as second:

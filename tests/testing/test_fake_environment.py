@@ -17,8 +17,6 @@ import pytest
 
 from enginehouse.testing.fake_environment import make_fake_environment
 
-pytestmark = pytest.mark.slow
-
 SERVER = "vllm.entrypoints.openai.api_server"
 FLAGS = """
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -170,6 +168,7 @@ async def test_a_child_survives(python: Path, where: str):
             child.kill()
 
 
+@pytest.mark.slow
 async def test_starts_are_recorded(python: Path, tmp_path: Path):
     """Arguments and environment, so that a launcher's tests can look at them."""
     record = tmp_path / "record.jsonl"

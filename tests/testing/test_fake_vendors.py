@@ -263,6 +263,7 @@ async def test_a_stream_of_openai_s_fake_parses_with_its_sdk():
     assert parsed[-1].choices[0].finish_reason == "stop"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "thinking", "parallel", "refused"])
 async def test_a_stream_of_anthropic_s_fake_parses_with_its_sdk(name: str):
     """Every event, thinking and the pieces of a tool's input among them."""

@@ -19,8 +19,6 @@ import pytest_asyncio
 from enginehouse.testing.fake_engine import FakeEngineHandle, running_fake_engine
 from enginehouse.testing.fake_engine.faults import Asked, Faults, Status
 
-pytestmark = pytest.mark.slow
-
 CHAT = "/v1/chat/completions"
 DEAD = {
     "message": "EngineCore encountered an issue. See stack trace (above) for the root cause.",
@@ -204,6 +202,7 @@ class TestOnDemand:
                     assert reply.status == 429, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", ["500", "reset", "hang"])
 async def test_a_killer_takes_with_it_what_is_under_way(reply: str):
     """The killer, a whole answer and a stream; then the process ends."""
@@ -230,6 +229,7 @@ async def test_a_killer_takes_with_it_what_is_under_way(reply: str):
     assert json.loads(events[-3].removeprefix("data: "))["error"] == DEAD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("health", "status"), [(503, 500), (200, 500), (200, None)])
 async def test_a_process_that_outlives_its_engine(health: int, status: int | None):
     """/health says so, or lies; models and metrics are there; nobody is answered."""

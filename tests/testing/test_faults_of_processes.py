@@ -16,8 +16,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-pytestmark = pytest.mark.slow
-
 
 async def ask(session: aiohttp.ClientSession) -> int:
     """Ask for the engine's death; the status of the answer."""
@@ -78,6 +76,7 @@ async def kill_by_request(log: Path) -> None:
             await ask(session)
 
 
+@pytest.mark.slow
 async def test_the_log_of_a_death(tmp_path: Path):
     """EngineCore's traceback, its cause, then EngineDeadError; vLLM's exit code is 0."""
     log = tmp_path / "log"
@@ -94,6 +93,7 @@ async def test_the_log_of_a_death(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [({"exit_code": 7}, 7), ({"signal": 9}, -signal.SIGKILL)])
 async def test_how_a_process_ends(tmp_path: Path, how: Mapping[str, int], code: int):
     """With the exit code; or of a signal, and then it had no time to say anything."""
@@ -105,6 +105,7 @@ async def test_how_a_process_ends(tmp_path: Path, how: Mapping[str, int], code: 
     assert ("EngineDeadError" in log.read_text()) == (code == 7)
 
 
+@pytest.mark.slow
 async def test_counts_that_outlive_the_process(tmp_path: Path):
     """The first two starts die on their first request, the third start fails, the fourth lives."""
     faults: list[dict[str, Any]] = [
@@ -128,6 +129,7 @@ async def test_counts_that_outlive_the_process(tmp_path: Path):
     assert living.returncode == 0
 
 
+@pytest.mark.slow
 async def test_a_start_with_progress_that_falls_silent(tmp_path: Path):
     """Three lines, then nothing; SIGTERM ends it."""
     log = tmp_path / "log"
@@ -140,6 +142,7 @@ async def test_a_start_with_progress_that_falls_silent(tmp_path: Path):
     assert engine.returncode == 0
 
 
+@pytest.mark.slow
 async def test_a_start_that_gets_on_and_is_done(tmp_path: Path):
     """Lines until it listens."""
     log = tmp_path / "log"
@@ -149,6 +152,7 @@ async def test_a_start_that_gets_on_and_is_done(tmp_path: Path):
         engine.terminate()
 
 
+@pytest.mark.slow
 async def test_an_engine_core_that_is_killed(tmp_path: Path):
     """Its end is the engine's, as in vLLM; and it ends with the server, even with kill -9."""
     log = tmp_path / "log"

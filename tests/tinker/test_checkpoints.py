@@ -12,9 +12,10 @@ import pytest
 from tests.support.tinker_records import a_model
 
 from enginehouse.core.errors import TinkerError
+from enginehouse.tinker import checkpoints
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import LONGEST_TTL, CheckpointStore, Reservation, expiry
-from enginehouse.tinker.records.entries import CheckpointRecord
+from enginehouse.tinker.records.entries import UNNAMED, CheckpointRecord
 from enginehouse.tinker.records.records import Records, sqlite_url
 
 _PATH = CheckpointPath("ses-1:train:0", "training", "0001")
@@ -159,13 +160,13 @@ async def test_a_wrong_time_to_live_saves_nothing(store: CheckpointStore):
 
 async def test_a_full_disk(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch):
     """The service's fault, told with numbers; nothing of the checkpoint stays."""
-    with pytest.raises(TinkerError, match=r"disk is full(.|\n)*\d GB of \d+\.\d GB") as refused:
+    with pytest.raises(TinkerError, match=r"full(.|\n)*\d GB of \d+\.\d GB") as refused:
         await _fail(store, OSError(errno.ENOSPC, "No space left on device"))
     assert refused.value.category == "server"
     assert list((store.root / ".incomplete").iterdir()) == []
 
     told = TinkerError("save failed", why="No space left on device (/x)", category="server")
-    with pytest.raises(TinkerError, match="disk is full"):
+    with pytest.raises(TinkerError, match=r"disk.* full"):
         await _fail(store, told)
     with pytest.raises(TinkerError, match="save failed"):
         await _fail(store, TinkerError("save failed", why="out of memory", category="server"))
@@ -175,10 +176,30 @@ async def test_a_full_disk(store: CheckpointStore, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
-        with pytest.raises(TinkerError, match="disk is full"):
+        with pytest.raises(TinkerError, match=r"disk.* full"):
             await _save(store)
     assert _folders(store) == []
     await _save(store)
+
+
+async def test_snapshots_that_take_much_of_the_disk(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The operator is warned, once in the log, until they are gone; named ones do not count."""
+    monkeypatch.setattr(checkpoints, "_SNAPSHOT_SHARE", 1e-12)
+    await _save(store, CheckpointPath("ses-1:train:0", "sampler", "mine"))
+    await store.watch_snapshots()
+    assert store.warning is None
+    snapshot = CheckpointPath("ses-1:train:0", "sampler", f"{UNNAMED}000001")
+    await _save(store, snapshot, request_id="r2")
+    for _ in range(2):
+        await store.watch_snapshots()
+        assert store.warning is not None
+        assert "1 snapshots" in store.warning
+    assert [record.getMessage() for record in caplog.records].count(store.warning) == 1
+    await store.remove(str(snapshot), user="ada")
+    await store.watch_snapshots()
+    assert store.warning is None
 
 
 async def test_symbolic_links_do_not_lead_out(store: CheckpointStore, tmp_path: Path):

@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 
 from enginehouse.core.errors import StoreError
-from enginehouse.tinker import journal_thread
 from enginehouse.tinker.future_journal import FutureJournal
 from enginehouse.tinker.journal_thread import JournalThread
 
 
 @pytest.fixture
-def thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JournalThread:
+def thread(tmp_path: Path) -> JournalThread:
     """The thread of an empty journal; syncs follow writes at once."""
-    monkeypatch.setattr(journal_thread, "SYNC_INTERVAL", 0)
-    return JournalThread(FutureJournal.open(tmp_path))
+    return JournalThread(FutureJournal.open(tmp_path), sync_after=0)
 
 
 async def test_writes_are_in_order_and_off_the_event_loop(thread):

@@ -66,7 +66,7 @@ def test_without_keys_only_this_machine_may_connect(tmp_path: Path):
     keys = _keys(tmp_path)
     assert keys.authenticate("tml-anything") == LOCAL_USER
     assert keys.authenticate(None) == LOCAL_USER
-    with pytest.raises(ConfigurationError, match="needs API keys") as refused:
+    with pytest.raises(ConfigurationError, match="API keys") as refused:
         _keys(tmp_path, host="0.0.0.0")
     assert "enginehouse tinker keys add" in str(refused.value)
 
@@ -128,7 +128,7 @@ def test_a_damaged_file_under_a_running_service(tmp_path: Path, caplog: pytest.L
 )
 def test_wrong_lines(line: str):
     """Refused with their number, and without the key."""
-    with pytest.raises(ConfigurationError, match="line 2 of here") as refused:
+    with pytest.raises(ConfigurationError, match=r"line 2.* here") as refused:
         parse_keys(f"# first\n{line}\n", place="here")
     assert "hunter2" not in str(refused.value)
 
@@ -136,7 +136,7 @@ def test_wrong_lines(line: str):
 def test_a_damaged_keys_json_is_not_ignored(tmp_path: Path):
     """A service that starts with it would let nobody in, or everybody."""
     (tmp_path / "keys.json").write_text('{"version": 2, "keys": []}')
-    with pytest.raises(StoreError, match="cannot read the keys"):
+    with pytest.raises(StoreError, match=r"keys\.json"):
         _keys(tmp_path)
 
 

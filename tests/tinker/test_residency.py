@@ -23,6 +23,7 @@ from enginehouse.tinker.data import LossRequest, LossResult
 from enginehouse.tinker.limits import Limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 async def test_nothing_is_lost_or_applied_twice_when_all_is_killed(tmp_path: Path, seed: int):
     """Service and trainer end together three times, at some moment; the client sends again."""
@@ -110,6 +111,7 @@ async def test_a_model_without_a_seed_is_recovered_as_it_was(tmp_path: Path):
     }
 
 
+@pytest.mark.slow
 async def test_more_models_than_fit_into_memory_take_turns(tmp_path: Path):
     """Five models in two places are trained as if each were alone."""
     expected = await undisturbed(tmp_path / "undisturbed", steps=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -34,7 +35,7 @@ async def test_two_services_cannot_have_the_same_home(tmp_path: Path):
     """The second is refused before it touches anything; after the first, it may."""
     house = House(tmp_path)
     async with house.open():
-        with pytest.raises(ConfigurationError, match="another Tinker service uses"):
+        with pytest.raises(ConfigurationError, match="another Tinker"):
             async with House(tmp_path, keys=house.keys).open():
                 pass
     async with house.open():
@@ -70,6 +71,7 @@ async def test_a_drain_finishes_what_runs_and_refuses_what_is_new(tmp_path: Path
         await drained
 
 
+@pytest.mark.slow
 async def test_what_a_drain_leaves_is_done_by_the_next_service(tmp_path: Path):
     """Samples that did not end in time, and jobs whose turn had not come."""
     house = House(tmp_path)
@@ -105,6 +107,7 @@ async def test_a_poll_that_is_held_is_answered_when_the_service_stops(tmp_path: 
         assert (await poll)["type"] == "try_again"
 
 
+@pytest.mark.slow
 async def test_four_users_do_not_get_in_each_others_way(tmp_path: Path):
     """Each one's losses are those of a run alone."""
 
@@ -161,7 +164,7 @@ async def test_a_home_has_adapters_of_one_base_model(tmp_path: Path):
     for _ in range(2):
         async with house.open():
             pass
-    with pytest.raises(ConfigurationError, match=f"has adapters of {MODEL}, not of org/other"):
+    with pytest.raises(ConfigurationError, match=f"{MODEL}.* org/other"):
         async with open_stores(other, Context()):
             pass
 
@@ -171,7 +174,7 @@ async def test_a_home_that_is_a_file_is_refused_with_what_to_do(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("")
     house = House(file, keys={"ada": "tml-x"})
-    with pytest.raises(StoreError, match="cannot use the folder"):
+    with pytest.raises(StoreError, match=re.escape(str(file))):
         async with house.open():
             pass
 
@@ -184,3 +187,11 @@ async def test_a_queue_that_ends_with_an_error_ends_the_service(tmp_path: Path):
     with pytest.raises(StoreError):
         async with house.open():
             await asyncio.sleep(30)
+
+
+async def test_the_status_warns_of_snapshots_that_fill_the_disk(tmp_path: Path):
+    """As what looks at the disk says."""
+    async with House(tmp_path).open() as running:
+        assert running.service.status().notices == ()
+        running.stores.checkpoints.warning = "snapshots take 9 GB"
+        assert running.service.status().notices == ("snapshots take 9 GB",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from pathlib import Path
 
@@ -153,6 +154,43 @@ async def test_what_was_sampled_and_what_is_trained_is_compared(tmp_path: Path):
         status = service.queue.status()
         assert status.warnings == (status.models[0].warning,)
         assert MODEL in status.warnings[0]
+
+
+async def test_each_step_logs_what_was_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """All requests of a step together, weighted by their tokens; nothing of the step before."""
+    caplog.set_level(logging.INFO, logger="enginehouse.tinker")
+    async with training_service(tmp_path) as service:
+        await service.create()
+        figures = []
+        for seq_id, count in ((1, 3), (2, 1), (4, 2)):
+            future = await service.forward_backward(
+                seq_id,
+                loss="importance_sampling",
+                length=4,
+                logprobs=[-float(10 * seq_id)] * 4,
+                advantages=[1.0] * count + [0.0] * (4 - count),
+            )
+            metrics = await service.answer(future)
+            names = ("v1:mean", "v2:mean", "positions:sum")
+            figures.append([metrics[f"kl_sample_train_{name}"] for name in names])
+            if seq_id == 2:
+                await service.answer(await service.optim_step(3))
+        await service.answer(await service.optim_step(5))
+        await service.forward_backward(6)
+        await service.answer(await service.optim_step(7))
+        (model,) = service.queue.status().models
+    steps = [record for record in caplog.records if hasattr(record, "kl_sample_train_v1")]
+    logged = [
+        [step.kl_sample_train_v1, step.kl_sample_train_v2, step.positions]  # type: ignore[attr-defined]
+        for step in steps
+    ]
+    first, second, last = figures
+    both = [(3 * one + other) / 4 for one, other in zip(first[:2], second[:2], strict=True)]
+    assert logged[0] == pytest.approx([*both, 4], rel=1e-5)
+    assert logged[1] == pytest.approx(last, rel=1e-5)
+    assert [step.levelname for step in steps] == ["WARNING"] * 2
+    assert model.kl is not None
+    assert model.kl.positions == 2
 
 
 async def test_cross_entropy_has_no_such_figures(tmp_path: Path):

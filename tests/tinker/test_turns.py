@@ -87,6 +87,17 @@ async def test_a_request_above_the_budget_is_computed_alone(tmp_path: Path):
     assert trainer.passes == [(MODEL,), (MODEL,)]
 
 
+async def test_a_sequence_above_the_limit_fails_alone(tmp_path: Path):
+    """The operator's, where it is lower than the model's."""
+    limits = Limits(sequence_tokens=30, restart_delay=0)
+    async with training_service(tmp_path, limits=limits) as service:
+        await service.answer(await service.create())
+        longest = await service.forward_backward(1, length=30)
+        too_long = await service.forward_backward(2, length=31)
+        assert "loss:sum" in await service.answer(longest)
+        assert "the longest sequence here is 30" in (await service.answer(too_long))["error"]
+
+
 async def test_users_are_computed_together(tmp_path: Path):
     """What is ready at the same time shares a pass."""
     trainer = HeldTrainer()

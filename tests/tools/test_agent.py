@@ -215,7 +215,7 @@ async def test_values_that_json_has_not_come_back_as_text():
 async def test_only_functions_can_be_run_and_errors_of_the_wire_are_raised():
     """A tool without a function is refused before anything is asked."""
     sampler = Scripted(ADD)
-    with pytest.raises(ConfigurationError, match="no function to run"):
+    with pytest.raises(ConfigurationError, match="function"):
         await run_agent(sampler, ASKED, [{"name": "add", "parameters": {"type": "object"}}])
     assert sampler.requests == []
     with pytest.raises(ConnectionFailedError):

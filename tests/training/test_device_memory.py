@@ -30,6 +30,7 @@ def optimizer(torch: Torch, model: Model) -> Optimizer:
     return Optimizer(torch, model)
 
 
+@pytest.mark.slow
 def test_everything_goes_and_comes_back(torch: Torch, model: Model, optimizer: Optimizer):
     """The same objects with the same content, tied ones still tied; the GPU is empty meanwhile."""
     before = [(id(t), id(t.storage), t.content) for t in tensors(model, optimizer)]
@@ -41,6 +42,7 @@ def test_everything_goes_and_comes_back(torch: Torch, model: Model, optimizer: O
     assert torch.used == SIZE
 
 
+@pytest.mark.slow
 def test_what_the_cache_held_is_freed_with_it(torch: Torch, model: Model):
     """Memory that torch had reserved for activations counts as freed; it was not moved."""
     torch.take(300)
@@ -50,6 +52,7 @@ def test_what_the_cache_held_is_freed_with_it(torch: Torch, model: Model):
     assert vacant == Vacated(moved_bytes=210, freed_bytes=510)
 
 
+@pytest.mark.slow
 def test_nothing_moves_on_the_cpu(torch: Torch):
     """No byte is copied; without CUDA nothing is measured."""
     torch.cuda.initialized = False
@@ -59,6 +62,7 @@ def test_nothing_moves_on_the_cpu(torch: Torch):
     assert vacant == Vacated(moved_bytes=0, freed_bytes=None)
 
 
+@pytest.mark.slow
 def test_it_comes_back_after_an_error(torch: Torch, model: Model):
     """An exception in the block passes, with everything back."""
     with pytest.raises(KeyboardInterrupt), vacated([model]):
@@ -86,6 +90,7 @@ def test_a_host_without_room_changes_nothing(
     assert (model.first.content, model.buffer.content) == (b"w" * 100, b"b" * 10)
 
 
+@pytest.mark.slow
 def test_memory_that_cannot_be_freed_stays(torch: Torch, model: Model):
     """Memory of another library's, and wrappers without memory of their own, are left alone."""
     model.buffer.storage.fixed = True
@@ -95,6 +100,7 @@ def test_memory_that_cannot_be_freed_stays(torch: Torch, model: Model):
     assert vacant.moved_bytes == 200
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_full_meanwhile(torch: Torch, model: Model):
     """Torch's own error, which says how much could not return and why."""
     with pytest.raises(OutOfMemoryError, match="CUDA out of memory") as caught, vacated([model]):

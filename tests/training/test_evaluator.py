@@ -507,5 +507,5 @@ def test_what_is_told_cannot_break_the_training(loop: Loop, tmp_path: Path, capl
     result = loop.evaluate(CheckpointEvaluator(["instructions"], folder=tmp_path, notify=broken))
     assert read_evaluations(tmp_path) == [result]
     assert "could not be reported" in caplog.text
-    with pytest.raises(ConfigurationError, match="every must be at least 1"):
+    with pytest.raises(ConfigurationError, match="every"):
         trainer_callback(None, every=0)  # type: ignore[arg-type]

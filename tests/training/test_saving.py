@@ -90,6 +90,7 @@ def test_the_same_step_again(tmp_path: Path):
     assert names(tmp_path) == ["step", "step/new"]
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path: Path):
     """Kill -9 leaves nothing under the name, only something hidden."""
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "step"], check=False)

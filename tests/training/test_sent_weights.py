@@ -28,8 +28,6 @@ from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights
 from enginehouse.weights.replacement import Send, WeightLoader
 
-pytestmark = pytest.mark.slow
-
 TRANSFER = VLLM_WEIGHTS.transfer
 assert TRANSFER is not None
 CONFIG = ["--weight-transfer-config", '{"backend": "fake"}']
@@ -99,6 +97,7 @@ async def killed(ready: Deployment, incidents: list) -> None:
     await until(lambda: len(incidents) > before)
 
 
+@pytest.mark.slow
 async def test_they_answer_until_a_restart(served, layout, tmp_path):
     """Samples name what answered them: what was sent, and then the last that were on the disk."""
     incidents: list = []
@@ -136,6 +135,7 @@ async def test_they_answer_until_a_restart(served, layout, tmp_path):
         assert (info.path, info.agrees) == (tmp_path / "b", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["start_weight_update", "update_weights", "finish_weight_update"])
 async def test_killed_in_the_middle(served, layout, path):
     """The restart brings the declared weights, and who asks meanwhile is answered by them."""
@@ -145,7 +145,7 @@ async def test_killed_in_the_middle(served, layout, path):
         transfer = asyncio.create_task(ready.weights.receive("step-1", sending(1)))
         await asyncio.sleep(0)
         meanwhile = asyncio.create_task(ask(ready))
-        with pytest.raises(WeightsError, match="started again with the old ones") as caught:
+        with pytest.raises(WeightsError, match="started again") as caught:
             await transfer
         assert not caught.value.restored
         for answer in (await meanwhile, await ask(ready)):
@@ -155,11 +155,12 @@ async def test_killed_in_the_middle(served, layout, path):
         assert (await ask(ready)).completions != old.completions
 
 
+@pytest.mark.slow
 async def test_a_part_that_fails_is_taken_back(served, layout, tmp_path):
     """Nothing of what came before it is left in the weights that were on the disk."""
     async with opened(served(), layout=layout) as ready:
         old = await ask(ready)
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             await ready.weights.receive("bad", sending(1, last={"no": "names"}))
         assert caught.value.restored
         assert "the transfer: the server answered 500: Invalid update_info" in caught.value.why
@@ -176,6 +177,7 @@ async def test_a_part_that_fails_is_taken_back(served, layout, tmp_path):
         assert (back.completions, back.weights_digest) == (old.completions, old.weights_digest)
 
 
+@pytest.mark.slow
 async def test_a_sender_that_was_killed_leaves_nothing_behind(served, layout, tmp_path):
     """The next swap from the disk, and the next transfer, are not spoiled by what it had sent."""
     async with opened(served(), layout=layout) as ready:
@@ -201,6 +203,7 @@ async def test_a_sender_that_was_killed_leaves_nothing_behind(served, layout, tm
                 assert (await ask(ready)).completions == sent.completions
 
 
+@pytest.mark.slow
 async def test_what_is_not_touched_goes_on_answering(served, layout):
     """A drain that takes too long loses nothing, though what answers is on no disk."""
     slow = served(VLLM_FAKE_TOKEN_LATENCY="0.02")
@@ -209,7 +212,7 @@ async def test_what_is_not_touched_goes_on_answering(served, layout):
         sent = await ask(ready)
         under_way = asyncio.create_task(ask(ready, tokens=100))
         await until(lambda: ready.sampler.in_flight)
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             await ready.weights.receive("step-2", sending(2), deadline=0.2)
         assert caught.value.restored
         answer = await ask(ready)
@@ -217,6 +220,7 @@ async def test_what_is_not_touched_goes_on_answering(served, layout):
         assert (await under_way).weights_digest == done.after.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", ["drain", "abort"])
 async def test_requests_in_flight(served, layout, in_flight: InFlight):
     """Drained, they end with the old weights; given up, they are asked again of the new ones."""
@@ -230,12 +234,13 @@ async def test_requests_in_flight(served, layout, in_flight: InFlight):
         assert {(await answer).weights_digest for answer in under_way} == {expected}
 
 
+@pytest.mark.slow
 async def test_a_server_that_cannot_go_on_is_started_again(served, layout):
     """A transfer that hangs, and an engine that hangs with it: the deadline, then a restart."""
     hang = {"fault": "hang", "path": "/(update_weights|collective_rpc)", "nth": [1, 2, 3]}
     async with opened(served(hang), layout=layout) as ready:
         old, pid = await ask(ready), ready.server.pid
-        with pytest.raises(WeightsError, match="started again with the old ones") as caught:
+        with pytest.raises(WeightsError, match="started again") as caught:
             await ready.weights.receive("step-1", sending(1), deadline=0.5)
         assert caught.value.why == "the transfer: not done within 0.5 s"
         answer = await ask(ready)

@@ -33,8 +33,6 @@ from enginehouse.store.layout import Layout
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.training import WeightSender
 
-pytestmark = pytest.mark.slow
-
 ASKED = {"prompt": "x", "max_tokens": 8, "ignore_eos": True, "temperature": 0}
 
 
@@ -150,7 +148,7 @@ def test_a_sender_that_raises(serve: Serve):
         sender = WeightSender(server.url)
         trainer = Trainer(sender)
         trainer.fault = RuntimeError("NCCL error: unhandled system error")
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1")
         assert (caught.value.kind, caught.value.restored) == ("sender", True)
         assert "RuntimeError: NCCL error: unhandled system error" in caught.value.why
@@ -161,6 +159,7 @@ def test_a_sender_that_raises(serve: Serve):
         assert server.answer() != first
 
 
+@pytest.mark.slow
 def test_a_sender_that_hangs(serve: Serve):
     """The deadline ends it; when it wakes up it can do nothing to the server any more."""
     with serve() as server:
@@ -173,7 +172,7 @@ def test_a_sender_that_hangs(serve: Serve):
         assert (caught.value.kind, caught.value.restored) == ("deadline", True)
         assert caught.value.why == "the transfer: not done within 0.7 s"
         assert server.answer() == first
-        with pytest.raises(WeightsError, match="an earlier transfer still hangs"):
+        with pytest.raises(WeightsError, match="earlier transfer"):
             sender.send(trainer.send_weights, name="step-2")
         trainer.freed.set()
         trainer.threads[0].join(10)
@@ -183,6 +182,7 @@ def test_a_sender_that_hangs(serve: Serve):
         sender.send(trainer.send_weights, name="step-2")
 
 
+@pytest.mark.slow
 def test_ctrl_c(serve: Serve):
     """It takes effect when the old weights are back."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -211,7 +211,7 @@ def test_a_server_that_fails_while_the_sender_waits_for_it(serve: Serve):
         trainer = Trainer(sender)
         trainer.freed.clear()
         trainer.info = {"no": "names"}
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1", deadline=20)
         assert "Invalid update_info" in caught.value.why
         trainer.freed.set()
@@ -219,13 +219,14 @@ def test_a_server_that_fails_while_the_sender_waits_for_it(serve: Serve):
         assert server.answer() == first
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_in_the_update(serve: Serve):
     """The call is given up at the deadline, and its thread with it."""
     with serve(faults=[{"fault": "hang", "path": "/update_weights", "nth": [1]}]) as server:
         first = server.answer()
         sender = WeightSender(server.url)
         trainer = Trainer(sender)
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1", deadline=0.7)
         assert caught.value.kind == "deadline"
         trainer.threads[0].join(10)
@@ -272,6 +273,7 @@ def test_a_server_that_was_not_started_for_it(serve: Serve, caplog: pytest.LogCa
         assert "was not started to be sent weights" in caplog.text
 
 
+@pytest.mark.slow
 def test_handles_of_gpu_memory(serve: Serve):
     """They go as a pickle, which the server must have been told to read; else that is said."""
     handles = [{"GPU-1": (b"\x00\xff", 1)}]
@@ -288,7 +290,7 @@ def test_handles_of_gpu_memory(serve: Serve):
         sender = WeightSender(server.url)
         trainer = Trainer(sender)
         trainer.info |= {"ipc_handles": handles}
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             sender.send(trainer.send_weights, name="step-1")
         assert "--env VLLM_ALLOW_INSECURE_SERIALIZATION=1" in caught.value.fix
     with serve(env={"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}) as server:
@@ -298,12 +300,13 @@ def test_handles_of_gpu_memory(serve: Serve):
         sender.send(trainer.send_weights, name="step-1")
 
 
+@pytest.mark.slow
 def test_a_handshake_that_hangs(serve: Serve):
     """NCCL's rendezvous with a wrong world size, for one: the deadline ends our side."""
     hang = {"fault": "hang", "path": "/init_weight_transfer_engine"}
     with serve(faults=[hang]) as server:
         sender = WeightSender(server.url, deadline=0.5)
-        with pytest.raises(WeightsError, match=r"did not meet within 0\.5 s") as caught:
+        with pytest.raises(WeightsError, match=r"0\.5 s") as caught:
             Trainer(sender)
         assert caught.value.kind == "deadline"
 
@@ -316,6 +319,7 @@ def test_a_handshake_that_the_server_refuses(serve: Serve):
             sender.client.init_weight_transfer_engine({"packed": "yes"})
 
 
+@pytest.mark.slow
 def test_a_server_of_ours(house: House):
     """By its name. One without the flag is refused at once: NCCL's side would wait for ever."""
     own = write_checkpoint(house.work / "own", seed=1)
@@ -323,7 +327,7 @@ def test_a_server_of_ours(house: House):
     sent = (*swaps, "--extra-args", "--weight-transfer-config ipc")
     for name, flags in (("plain", swaps), ("sent", sent)):
         assert house.run("serve", str(own), "--detach", "--name", name, *flags).code == 0
-    with pytest.raises(WeightsError, match="not started to be sent weights") as caught:
+    with pytest.raises(WeightsError, match="sent weights") as caught:
         WeightSender("plain")
     assert caught.value.why == "its command line has no --weight-transfer-config"
     sender = WeightSender("sent")
@@ -343,7 +347,7 @@ def test_a_server_of_ours(house: House):
         ):
             pytest.fail("the weights that were sent could not be brought back")
 
-    with pytest.raises(WeightsError, match="were sent to it, and are on no disk"):
+    with pytest.raises(WeightsError, match="no disk"):
         asyncio.run(evaluate())
     assert house.run("weights", "info", "sent", "--json").report["digest"] == done.after.digest
     for name in ("plain", "sent"):
@@ -352,7 +356,7 @@ def test_a_server_of_ours(house: House):
 
 def test_no_such_server():
     """Said when it is named."""
-    with pytest.raises(UnknownNameError, match="no server called 'nobody'"):
+    with pytest.raises(UnknownNameError, match="'nobody'"):
         WeightSender("nobody")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -521,7 +522,7 @@ async def test_two_watches_of_the_same_thing(place: Place):
     place.checkpoint("step-1", 5)
     watching = asyncio.create_task(place.watch(once=False))
     await until(lambda: place.times("step-1") == [1] * ITEMS)
-    with pytest.raises(RunLockedError, match="by another process"):
+    with pytest.raises(RunLockedError, match="another process"):
         await place.watch()
     await place.watch(seed=5)
     watching.cancel()
@@ -554,7 +555,7 @@ async def test_a_watch_journal_is_repaired_or_refused(place: Place):
 async def test_once_without_a_folder(place: Place):
     """Is an error; without --once it is waited for, which is said once."""
     shutil.rmtree(place.out)
-    with pytest.raises(ConfigurationError, match="is not a folder"):
+    with pytest.raises(ConfigurationError, match=re.escape(str(place.out))):
         await place.watch()
     watching = asyncio.create_task(place.watch(once=False))
     await until(lambda: place.times("base") == [1] * ITEMS)

@@ -28,7 +28,6 @@ from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.store import AdapterStore
 from enginehouse.weights.swap import WeightSwapper
 
-pytestmark = pytest.mark.slow
 ENGINE = VllmEngine()
 
 
@@ -156,6 +155,22 @@ async def test_the_pool_proves_what_was_proven_before(room: Room, tmp_path: Path
     shutil.rmtree(loaded.stored.path)
     with pytest.raises(AdapterError):
         await room.pool.restore()
+
+
+async def test_one_that_was_not_loaded_is_proven_when_it_comes_in(
+    room: Room, tmp_path: Path, layout: Layout
+):
+    """What the server has lost besides is found before the first request is answered."""
+    pool = AdapterPool(room.sampler, max_loras=1, store=AdapterStore(layout))
+    await pool.load("mine", write_adapter(tmp_path / "mine"), prove=True)
+    await pool.load("other", write_adapter(tmp_path / "other", seed=1), prove=True)
+    await pool.restore()
+    async with pool.held("mine") as model:
+        assert {one.model: one.proven_after for one in pool.adapters()}[model] == 1
+    proven = [one.proven_after for one in pool.adapters()]
+    async with pool.held("other"), pool.held("other"):
+        pass
+    assert (proven, [one.proven_after for one in pool.adapters()]) == ([1, 1], [1, 1])
 
 
 async def test_a_name_stands_for_one_content(room: Room, tmp_path: Path):

@@ -139,5 +139,5 @@ def test_a_chat_template_that_is_no_text(layout, tmp_path):
     """It is refused in words."""
     served, other = (write_checkpoint(tmp_path / name) for name in ("served", "other"))
     (other / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(ModelError, match=r"chat template of .* cannot be read"):
+    with pytest.raises(ModelError, match="chat template"):
         checked_digest(other, served=served, layout=layout)

@@ -69,7 +69,7 @@ def test_a_tied_head_may_be_written_or_not(served, layout, tmp_path, tied):
     if tied:
         assert checked_digest(other, served=served, layout=layout)
         return
-    with pytest.raises(ModelError, match="it has no lm_head"):
+    with pytest.raises(ModelError, match="lm_head"):
         checked_digest(other, served=served, layout=layout)
 
 
@@ -77,7 +77,7 @@ def test_a_pickle_is_refused(served, layout, tmp_path):
     """It may run code in the engine."""
     other = write_checkpoint(tmp_path / "other")
     (other / "model.safetensors").rename(other / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="is a pickle"):
+    with pytest.raises(ModelError, match="pickle"):
         checked_digest(other, served=served, layout=layout)
 
 
@@ -96,7 +96,7 @@ def test_a_missing_shard_is_refused(served, layout, tmp_path):
     other = write_checkpoint(tmp_path / "other")
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (other / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="lacks 1 of 2 weight files"):
+    with pytest.raises(ModelError, match="1 of 2"):
         checked_digest(other, served=served, layout=layout)
 
 
@@ -113,7 +113,7 @@ def test_diverged_weights_are_refused(layout, tmp_path, dtype, value):
     served = write_checkpoint(tmp_path / "served", dtype=dtype)
     bad = write_checkpoint(tmp_path / "bad", dtype=dtype, last=value)
     for _ in range(2):
-        with pytest.raises(ModelError, match=r"norm.weight in .* holds NaN or infinity"):
+        with pytest.raises(ModelError, match=r"norm\.weight .*NaN"):
             checked_digest(bad, served=served, layout=layout)
 
 
@@ -132,7 +132,7 @@ def test_bfloat16_that_diverged_is_refused(layout, tmp_path, bits, is_fine):
     if is_fine:
         assert checked_digest(other, served=served, layout=layout)
         return
-    with pytest.raises(ModelError, match=r"x in .* holds NaN or infinity"):
+    with pytest.raises(ModelError, match=r"\bx .*NaN"):
         checked_digest(other, served=served, layout=layout)
 
 

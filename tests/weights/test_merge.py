@@ -171,9 +171,9 @@ def test_what_cannot_be_merged_is_refused(base: Path, tmp_path: Path):
         merge(base, adapter, base)
     with pytest.raises(ModelError, match="is quantized"):
         merge(quantized, adapter, tmp_path / "out")
-    with pytest.raises(AdapterError, match="which the base model does not have"):
+    with pytest.raises(AdapterError, match="base model"):
         merge(other, adapter, tmp_path / "out")
-    with pytest.raises(AdapterError, match="cannot be merged"):
+    with pytest.raises(AdapterError, match="merged"):
         merge(base, prefixed, tmp_path / "out")
     shutil.rmtree(base)
     with pytest.raises(ModelError):

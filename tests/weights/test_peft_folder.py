@@ -419,7 +419,7 @@ class TestCheckpointShapes:
     def test_a_broken_file(self, tmp_path):
         """Named."""
         (tmp_path / "model.safetensors").write_bytes(b"x")
-        with pytest.raises(AdapterError, match=r"model\.safetensors cannot be read"):
+        with pytest.raises(AdapterError, match=r"model\.safetensors"):
             checkpoint_shapes(tmp_path)
 
 

@@ -43,7 +43,7 @@ def asking(model: str | None = None, *, text: str = "Say something.", tokens: in
     )
 
 
-class House:
+class Pooled:
     """A server, its sampler, and a pool over it."""
 
     def __init__(self, pool: AdapterPool, server: HTTPSampler, handle: FakeEngineHandle) -> None:
@@ -70,7 +70,7 @@ class House:
 @asynccontextmanager
 async def pooled(
     layout, handle: FakeEngineHandle, *, max_loras: int = 2, max_rank: int | None = None
-) -> AsyncIterator[House]:
+) -> AsyncIterator[Pooled]:
     """A pool over a running engine, which has no adapters before it and none after it."""
     async with HTTPSampler(
         handle.url,
@@ -80,7 +80,7 @@ async def pooled(
     ) as server:
         store = AdapterStore(layout)
         pool = AdapterPool(server, max_loras=max_loras, store=store, base=BASE, max_rank=max_rank)
-        made = House(pool, server, handle)
+        made = Pooled(pool, server, handle)
         yield made
         with suppress(ConnectionFailedError, ServerFaultError):
             for name in await made.loaded():
@@ -94,7 +94,7 @@ def engine(*, port: int = 0, **options: object):
 
 
 @asynccontextmanager
-async def house(layout, *, faults=(), token_latency: float = 0.0, **options: object):
+async def own_pool(layout, *, faults=(), token_latency: float = 0.0, **options: object):
     """A pool over an engine of its own with these faults."""
     async with (
         engine(faults=list(faults), token_latency=token_latency) as handle,
@@ -118,7 +118,7 @@ async def slow_engine() -> AsyncIterator[FakeEngineHandle]:
 
 
 @pytest.fixture
-async def one(layout, fast_engine) -> AsyncIterator[House]:
+async def one(layout, fast_engine) -> AsyncIterator[Pooled]:
     """A pool of two places over the fast one."""
     async with pooled(layout, fast_engine) as made:
         yield made
@@ -331,7 +331,7 @@ class TestRefused:
         """The alias stands for what it did, and still works; the next attempt succeeds."""
         refusal = {"fault": "status", "status": status, "message": "no room for new"}
         refusal |= {"path": "/v1/load_lora_adapter", "nth": [2]}
-        async with house(layout, faults=[refusal]) as made:
+        async with own_pool(layout, faults=[refusal]) as made:
             folder = write_adapter(tmp_path / "a")
             first = await made.pool.load("mine", folder)
             write_adapter(folder, seed=1)
@@ -348,7 +348,7 @@ class TestRefused:
     @pytest.mark.slow
     async def test_the_server_is_gone(self, layout, tmp_path):
         """The error says that it cannot be reached, and the alias is unknown."""
-        async with house(layout) as made:
+        async with own_pool(layout) as made:
             os.kill(made.engine.pid, signal.SIGKILL)
             with pytest.raises(ConnectionFailedError):
                 await made.pool.load("mine", write_adapter(tmp_path / "a"))
@@ -357,7 +357,7 @@ class TestRefused:
     async def test_a_request_for_one_that_cannot_be_loaded(self, layout, tmp_path):
         """Everyone who waits is told; the next attempt may succeed."""
         refusal = {"fault": "status", "status": 400, "path": "/v1/load_lora_adapter", "nth": [3]}
-        async with house(layout, faults=[refusal], max_loras=1) as made:
+        async with own_pool(layout, faults=[refusal], max_loras=1) as made:
             await made.pool.load("mine", write_adapter(tmp_path / "a"))
             await made.pool.load("other", write_adapter(tmp_path / "b", seed=1))
             outcomes = await asyncio.gather(
@@ -370,9 +370,9 @@ class TestRefused:
     async def test_a_server_that_refuses_to_unload(self, layout, tmp_path):
         """The alias is gone, and whoever unloaded it knows what is left."""
         refusal = {"fault": "status", "status": 500, "path": "/v1/unload_lora_adapter"}
-        async with house(layout, faults=[refusal]) as made:
+        async with own_pool(layout, faults=[refusal]) as made:
             await made.pool.load("mine", write_adapter(tmp_path / "a"))
-            with pytest.raises(AdapterError, match="may still be loaded"):
+            with pytest.raises(AdapterError, match="still"):
                 await made.pool.unload("mine")
             with pytest.raises(UnknownModelError):
                 await made.answer("mine")
@@ -421,6 +421,7 @@ class TestPlaces:
             await one.answer(alias)
         assert {name[0] for name in await one.loaded()} == {"a", "c"}
 
+    @pytest.mark.slow
     async def test_one_in_flight_is_never_evicted(self, layout, slow_engine, tmp_path):
         """A slow request holds it though two others come and go; it is answered rightly."""
         async with pooled(layout, slow_engine) as made:
@@ -461,7 +462,7 @@ class TestPlaces:
     async def test_cancelled_and_failed_requests_hold_nothing(self, layout, tmp_path):
         """Whatever ends a request, its adapter may be evicted after that."""
         refusal = {"fault": "status", "status": 400, "match": "refuse"}
-        async with house(layout, max_loras=1, token_latency=SLOW, faults=[refusal]) as made:
+        async with own_pool(layout, max_loras=1, token_latency=SLOW, faults=[refusal]) as made:
             for seed, alias in enumerate("ab"):
                 await made.pool.load(alias, write_adapter(tmp_path / alias, seed=seed))
             slow = [asyncio.create_task(made.answer("a", tokens=1000)) for _ in range(3)]
@@ -479,10 +480,11 @@ class TestPlaces:
             assert in_flight(made.pool) == {"a": 0, "b": 0}
             assert await made.answer("b", tokens=1)
 
+    @pytest.mark.slow
     async def test_a_cancelled_load_leaves_the_pool_as_it_was(self, layout, tmp_path):
         """What it was loading goes again, and the alias is unknown."""
         hang = {"fault": "hang", "seconds": 0.2, "path": "/v1/load_lora_adapter", "first": 1}
-        async with house(layout, faults=[hang]) as made:
+        async with own_pool(layout, faults=[hang]) as made:
             loading = asyncio.create_task(made.pool.load("a", write_adapter(tmp_path / "a")))
             await until(lambda: len(made.pool._entries) == 1)
             await until(lambda: len(made.pool._residence._inside) == 1)
@@ -518,7 +520,7 @@ async def test_more_adapters_than_places(layout, tmp_path, adapters, requests):
     No more than four are ever loaded.
     """
     aliases = [f"adapter-{number}" for number in range(adapters)]
-    async with house(layout, max_loras=4, token_latency=0.002) as made:
+    async with own_pool(layout, max_loras=4, token_latency=0.002) as made:
         for number, alias in enumerate(aliases):
             await made.pool.load(alias, write_adapter(tmp_path / alias, seed=number))
         expected = {alias: await made.answer(alias) for alias in aliases}
@@ -547,8 +549,8 @@ class TestRestarted:
     """A server that was started again has no adapters."""
 
     @asynccontextmanager
-    async def restarted(self, layout, tmp_path) -> AsyncIterator[tuple[House, dict[str, str]]]:
-        """A house whose server has been started again, and what its adapters said before."""
+    async def restarted(self, layout, tmp_path) -> AsyncIterator[tuple[Pooled, dict[str, str]]]:
+        """A pool whose server has been started again, and what its adapters said before."""
         async with AsyncExitStack() as stack:
             port = stack.enter_context(leased_port())
             first = await stack.enter_async_context(AsyncExitStack())
@@ -558,7 +560,7 @@ class TestRestarted:
             )
             await stack.enter_async_context(sampler)
             pool = AdapterPool(sampler, max_loras=2, store=AdapterStore(layout))
-            made = House(pool, sampler, handle)
+            made = Pooled(pool, sampler, handle)
             answers = {}
             for seed, alias in enumerate("ab"):
                 await pool.load(alias, write_adapter(tmp_path / alias, seed=seed))
@@ -588,7 +590,7 @@ class TestRestarted:
         async with self.restarted(layout, tmp_path) as (made, _):
             for adapter in made.pool.adapters():
                 (adapter.stored.path / "adapter_config.json").unlink()
-            with pytest.raises(AdapterError, match="refused the adapter"):
+            with pytest.raises(AdapterError, match="refused"):
                 await made.pool.restore()
 
 

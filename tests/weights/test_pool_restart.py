@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,26 +17,9 @@ from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.configuration import ServeConfig, parse
 from enginehouse.store.layout import Layout
-from enginehouse.testing.fake_environment import make_fake_environment
 from enginehouse.weights.pool import AdapterPool
 from enginehouse.weights.residence import State
 from enginehouse.weights.store import AdapterStore
-
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    """A machine of this test's own; what a test leaves running is an error."""
-    house = House(tmp_path / "house", python=make_fake_environment(tmp_path / "vllm"))
-    for name, value in house.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(house.work)
-    try:
-        yield house
-        house.nothing_left()
-    finally:
-        house.clear()
 
 
 async def until(condition) -> None:
@@ -47,6 +29,7 @@ async def until(condition) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [1, 4])
 async def test_killed_under_requests_for_adapters(house: House, tmp_path: Path, places: int):
     """Four adapters, with places for all or for one: every answer is the right one all the same."""

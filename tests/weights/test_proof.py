@@ -82,7 +82,7 @@ async def test_a_small_effect_is_one_where_there_is_no_noise():
 async def test_no_difference_names_the_prefix(tmp_path):
     """The engine found none of its modules: one is named."""
     info = read_peft_folder(write_adapter(tmp_path / "a"))
-    with pytest.raises(AdapterError, match="answers exactly as base") as caught:
+    with pytest.raises(AdapterError, match=r"exactly .*base") as caught:
         await proved([-1.0], [-1.0], info=info)
     assert "another prefix" in str(caught.value)
     assert "model.layers.0.self_attn.q_proj" in str(caught.value)
@@ -97,7 +97,7 @@ async def test_no_difference_of_one_that_is_zero(tmp_path):
                 made[name] *= 0
 
     info = read_peft_folder(write_adapter(tmp_path / "a", change=zero))
-    with pytest.raises(AdapterError, match="has no effect") as caught:
+    with pytest.raises(AdapterError, match="no effect") as caught:
         await proved([-1.0], [-1.0], info=info)
     assert "before the first step" in str(caught.value)
     assert "prefix" not in str(caught.value)
@@ -105,7 +105,7 @@ async def test_no_difference_of_one_that_is_zero(tmp_path):
 
 async def test_noise_is_no_effect():
     """Where the base differs from itself as much, nothing is proved."""
-    with pytest.raises(AdapterError, match="which is noise") as caught:
+    with pytest.raises(AdapterError, match="noise") as caught:
         await proved([-1.0, -1.0, -1.1, -1.1], [-1.15])
     assert "differ by 0.1" in str(caught.value)
     assert (await proved([-1.0, -1.0, -1.1, -1.1], [-1.5])).noise == pytest.approx(0.1)
@@ -187,7 +187,7 @@ class TestBesideOthers:
     )
     async def test_what_the_rest_of_a_batch_may_have_changed_is_none(self, base, adapted):
         """Nothing, less than rounding, or no more than the base differs from itself."""
-        with pytest.raises(NoEffectError, match="has no effect"):
+        with pytest.raises(NoEffectError, match="no effect"):
             await self.proved(base, adapted)
 
     async def test_no_numbers(self):

@@ -197,7 +197,7 @@ async def test_overwritten_in_place(pool, trained, tmp_path):
 async def test_one_without_effect(pool, sampler, trained, tmp_path):
     """All B zero: the proof fails, says why, and unloads it; without proof it is the base."""
     folder = scaled(trained, tmp_path / "zero", 0.0)
-    with pytest.raises(AdapterError, match="answers exactly as smollm2") as caught:
+    with pytest.raises(AdapterError, match=r"exactly .*smollm2") as caught:
         await pool.load("zero", folder, prove=True)
     assert "before the first step" in str(caught.value)
     assert await sampler.models() == ("smollm2",)

@@ -191,7 +191,7 @@ async def test_a_real_vllm_killed_around_a_swap(ready, incidents, tmp_path):
     swap = asyncio.create_task(weights.swap(other))
     await until(is_loading)
     os.kill(ready.server.pid, signal.SIGKILL)
-    with pytest.raises(WeightsError, match="started again with the old ones"):
+    with pytest.raises(WeightsError, match="started again"):
         await swap
     again = await sampler.sample(asking())
     assert (again.completions, again.weights_digest) == (old.completions, old.weights_digest)
@@ -260,13 +260,13 @@ async def test_weights_are_sent_into_a_real_vllm(ready, machine, tmp_path):
     broken = WeightsError("the trainer's process is out of memory", kind="sender")
     unknown = {**half, "names": ["no such tensor"]}
     for updates, fault in (([half], broken), ([half, unknown], None)):
-        with pytest.raises(WeightsError, match="the old ones answer as before") as caught:
+        with pytest.raises(WeightsError, match="old ones") as caught:
             await weights.receive("step-2", sending(updates, broken=fault))
         assert caught.value.restored
         assert same(await sampler.sample(asking()), old)
 
     await weights.receive("step-3", sending(list(updates_of(other))))
     assert (await sampler.sample(asking())).completions == expected.completions
-    with pytest.raises(WeightsError, match="lost, as it was on no disk"):
+    with pytest.raises(WeightsError, match="lost"):
         await weights.receive("step-4", sending([half], broken=broken))
     assert same(await sampler.sample(asking()), old)

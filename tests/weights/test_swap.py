@@ -30,8 +30,6 @@ from enginehouse.weights.checkpoint import digest_of
 from enginehouse.weights.declared import Weights, read_declaration
 from enginehouse.weights.swap import WeightSwapper
 
-pytestmark = pytest.mark.slow
-
 ENGINE = VllmEngine()
 RELOAD = "/collective_rpc"
 CANARY = {"path": "/v1/completions", "match": "capital of France"}
@@ -214,6 +212,7 @@ async def test_a_failure_while_it_sleeps(room, fault):
         assert await it.text() != before
 
 
+@pytest.mark.slow
 async def test_it_falls_asleep_after_the_deadline(room):
     """Somebody else's request outlasts the drain: it is given up, and the server answers again."""
     body = {"prompt": "x", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
@@ -300,6 +299,7 @@ async def test_probabilities_must_be_finite(room, logprobs, is_fine):
             assert "has no probabilities" in error.why
 
 
+@pytest.mark.slow
 async def test_a_hang_ends_at_the_deadline(room):
     """In words; the old weights are back."""
     async with room([{"fault": "hang", "path": RELOAD, "nth": [1]}]) as it:
@@ -310,6 +310,7 @@ async def test_a_hang_ends_at_the_deadline(room):
         assert await it.text() == before
 
 
+@pytest.mark.slow
 async def test_a_hang_for_good_says_that_the_old_weights_are_not_back(room):
     """Not to somebody who could start the server again; to others in the error."""
     hang = [{"fault": "hang", "path": RELOAD}]
@@ -330,11 +331,12 @@ async def test_old_weights_that_are_gone_are_not_back(room):
     async with room([{"fault": "status", "path": RELOAD, "status": 500, "nth": [2]}]) as it:
         await it.swapper.swap(it.b)
         write_checkpoint(it.b, seed=3)
-        with pytest.raises(WeightsError, match="no longer holds the weights") as caught:
+        with pytest.raises(WeightsError, match="no longer") as caught:
             await it.swapper.swap(it.b)
         assert not caught.value.restored
 
 
+@pytest.mark.slow
 async def test_a_checkpoint_that_changes_while_it_is_loaded(room):
     """What was declared is not what was loaded: taken back."""
     async with room([{"fault": "hang", "path": RELOAD, "seconds": 0.5, "nth": [1]}]) as it:
@@ -347,6 +349,7 @@ async def test_a_checkpoint_that_changes_while_it_is_loaded(room):
         assert await it.text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", ["drain", "abort"])
 async def test_requests_in_flight(room, in_flight: InFlight):
     """Drained, they end with the old weights; given up, they are asked again of the new ones.
@@ -369,6 +372,7 @@ async def test_requests_in_flight(room, in_flight: InFlight):
         assert (done.draining > 0.5) == (in_flight == "drain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", ["drain", "abort"])
 async def test_requests_of_others_in_flight(room, in_flight: InFlight):
     """The server itself lets them end, or gives them up; what they send meanwhile waits there."""
@@ -386,6 +390,7 @@ async def test_requests_of_others_in_flight(room, in_flight: InFlight):
         assert late["choices"][0]["text"] != old["choices"][0]["text"]
 
 
+@pytest.mark.slow
 async def test_a_drain_that_takes_too_long_changes_nothing(room):
     """The request that lasts is answered; the next ones, too."""
     async with room(latency=0.02) as it:
@@ -399,6 +404,7 @@ async def test_a_drain_that_takes_too_long_changes_nothing(room):
         assert await it.name() == "default"
 
 
+@pytest.mark.slow
 async def test_one_swap_at_a_time(room):
     """In this process and in others; the second is told so at once and does no harm."""
     async with room([{"fault": "hang", "path": RELOAD, "seconds": 0.4}]) as it:
@@ -421,6 +427,7 @@ async def test_one_swap_at_a_time(room):
             assert (await other.swap(it.a)).after.version == 2
 
 
+@pytest.mark.slow
 async def test_the_right_to_swap_can_be_kept(room):
     """Whoever serves for its own evaluation does: no other process changes its weights."""
     async with room(alone=True) as it:
@@ -432,12 +439,13 @@ async def test_the_right_to_swap_can_be_kept(room):
             layout=it.layout,
         )
         async with other:
-            with pytest.raises(WeightsError, match="the process that serves it"):
+            with pytest.raises(WeightsError, match="process"):
                 await other.swap(it.b)
         assert (await it.swapper.swap(it.b)).after.path == it.b
         assert (await it.swapper.swap(it.a)).after.path == it.a
 
 
+@pytest.mark.slow
 async def test_cancelled_in_the_middle(room):
     """Ctrl-C takes it back, too, before it ends."""
     async with room([{"fault": "hang", "path": RELOAD, "nth": [1]}]) as it:
@@ -451,6 +459,7 @@ async def test_cancelled_in_the_middle(room):
         assert await it.text() == before
 
 
+@pytest.mark.slow
 async def test_cancelled_again_while_it_is_taken_back(room):
     """An impatient second Ctrl-C does not leave the server paused, with half of the weights."""
     async with room([{"fault": "hang", "path": RELOAD, "seconds": 0.5, "nth": [1, 2]}]) as it:
@@ -480,7 +489,7 @@ async def test_a_restart_is_put_right(room):
         assert await it.text() == second
         assert await it.name() == it.swapper.current.name
         shutil.rmtree(it.b)
-        with pytest.raises(WeightsError, match="not with the weights in") as caught:
+        with pytest.raises(WeightsError, match=re.escape(str(it.b))) as caught:
             await it.swapper.restore()
         assert not caught.value.restored
 
@@ -497,7 +506,7 @@ async def test_a_started_checkpoint_that_was_overwritten_is_no_restart(room):
 async def test_no_development_endpoints(room):
     """The server is left alone, and the error says what to do."""
     async with room(env={"VLLM_SERVER_DEV_MODE": "0"}) as it:
-        with pytest.raises(WeightsError, match="were not swapped") as caught:
+        with pytest.raises(WeightsError, match="not swapped") as caught:
             await it.swapper.swap(it.b)
         assert (caught.value.kind, caught.value.restored) == ("unsupported", True)
         assert "--enable-weight-swap" in caught.value.fix
@@ -506,7 +515,7 @@ async def test_no_development_endpoints(room):
 
 def test_an_engine_that_cannot(tmp_path, layout):
     """Said at once."""
-    with pytest.raises(UnsupportedError, match="of a hf server cannot be swapped"):
+    with pytest.raises(UnsupportedError, match="hf server") as caught:
         WeightSwapper(
             server_at("http://127.0.0.1:1", model="m"),
             engine=HfEngine(),
@@ -514,3 +523,4 @@ def test_an_engine_that_cannot(tmp_path, layout):
             file=tmp_path / "weights.json",
             layout=layout,
         )
+    assert "(vllm)" in str(caught.value.fix)

@@ -64,10 +64,6 @@ def evaluate(
             fix="evaluate them one by one, or leave the option out",
         )
     from enginehouse.commands.evaluate import run_evaluation
-    from enginehouse.commands.evaluate_together import run_together
-    from enginehouse.evaluation import require_headlines
-    from enginehouse.report.comparison_table import print_comparison
-    from enginehouse.report.terminal import print_report
 
     context = Context(notify=console.note)
     to = _destinations(export) if export else []
@@ -86,6 +82,11 @@ def evaluate(
         finally:
             _show(report, console)
         return
+
+    from enginehouse.commands.evaluate_together import run_together
+    from enginehouse.evaluation import require_headlines
+    from enginehouse.report.comparison_table import print_comparison
+    from enginehouse.report.terminal import print_report
 
     with console.progress() as progress:
         together = run_async(run_together([settings, *others], context, progress=progress))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +14,7 @@ from enginehouse.core.errors import OpenFilesError
 if sys.platform != "win32":
     import resource
 
-# seconds between attempts to open a connection when no file descriptor is left
-PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _ENOUGH = 65536
 _RESERVE = 64  # for logs, the journal, child processes, health checks
 _OWN_FILES = (Path("/proc/self/fd"), Path("/dev/fd"))
@@ -74,14 +73,17 @@ def no_file_left(error: OSError) -> bool:
     return False
 
 
-async def with_patience(connect: Callable[[], Awaitable[_T]], *, base_url: str) -> _T:
+async def with_patience(
+    connect: Callable[[], Awaitable[_T]], *, base_url: str, pauses: Sequence[float] = _PAUSES
+) -> _T:
     """What `connect` returns, which is called again while no file descriptor is left for it.
 
-    Raises OpenFilesError if none is given back in time, and what else `connect` raises.
+    `pauses` are the seconds between two calls. Raises OpenFilesError if none is given back in
+    time, and what else `connect` raises.
     """
     import asyncio  # commands that ask nothing import this module, too
 
-    for pause in (*PAUSES, None):
+    for pause in (*pauses, None):
         try:
             return await connect()
         except OSError as error:

@@ -22,7 +22,6 @@ from enginehouse.commands.configuration import (
     TaskConfig,
 )
 from enginehouse.commands.foreign_runs import read_config, require_trust
-from enginehouse.commands.harness_tasks import HarnessTasks, require_tasks
 from enginehouse.commands.kept_variables import is_kept, with_left_out
 from enginehouse.commands.run_sessions import stop_abandoned_servers, working_on
 from enginehouse.core.errors import ConfigurationError
@@ -167,7 +166,11 @@ async def begin_run(
     if plan.engine is not None:
         engine = load_engine(plan.engine)
         evaluation.require_supported(spec, tasks=tasks, capabilities=engine.capabilities(None))
-    contents = await require_tasks(config, spec, context)
+    contents = None
+    if spec.foreign:
+        from enginehouse.commands.harness_tasks import require_tasks  # imports the gateway
+
+        contents = await require_tasks(config, spec, context)
     run = create_run(
         folder or context.layout,
         model=plan.model or str(plan.path or plan.url or plan.addresses),
@@ -293,6 +296,18 @@ async def _ask(
     def note(incident: Incident) -> None:
         run.update(incidents=(*run.info.incidents, incident))
 
+    foreign = None
+    if planned.spec.foreign:
+        from enginehouse.commands.harness_tasks import HarnessTasks
+
+        foreign = HarnessTasks(
+            planned.config,
+            planned.spec,
+            run=run,
+            target=target,
+            context=context,
+            contents=planned.contents,
+        )
     with deployment.incidents.subscribe(note):
         return await evaluation.evaluate(
             planned.spec,
@@ -301,14 +316,7 @@ async def _ask(
             provenance=target.provenance,
             run=run,
             judge=judge,
-            foreign=HarnessTasks(
-                planned.config,
-                planned.spec,
-                run=run,
-                target=target,
-                context=context,
-                contents=planned.contents,
-            ),
+            foreign=foreign,
             progress=progress,
             retry_failed=retry_failed,
         )

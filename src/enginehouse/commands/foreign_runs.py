@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from enginehouse.commands.configuration import EvaluationConfig
-from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
 from enginehouse.core.errors import UntrustedRunError
 from enginehouse.deployment.configuration import AskConfig, parse, read_yaml
 from enginehouse.harnesses.names import harness_task_name
 from enginehouse.store.layout import Layout
 from enginehouse.store.runs import Run, open_run
+
+if TYPE_CHECKING:  # imports the games
+    from enginehouse.commands.experiment_configuration import ExperimentConfig, ProviderConfig
 
 
 def untrusted_settings(reference: str, *, layout: Layout) -> tuple[str, ...]:
@@ -43,6 +46,8 @@ def read_config(run: Run) -> EvaluationConfig:
 
 def read_experiment(run: Run) -> ExperimentConfig:
     """The configuration that an experiment was started with. Raises ConfigurationError."""
+    from enginehouse.commands.experiment_configuration import ExperimentConfig
+
     return parse(ExperimentConfig, read_yaml(run.config_path), origin=str(run.config_path))
 
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.engines.options import ServerOptions
+from enginehouse.engines.registry import engine_variables
 
+_SETTING = re.compile(r"[A-Z0-9_]+")
 _KEPT = re.compile(
-    r"(VLLM|SGLANG|SGL|GGML|LLAMA|CUDA|HIP|ROCR|NVIDIA|NCCL|RCCL|GLOO|UCX|NIXL|TORCH|TORCHINDUCTOR"
-    r"|PYTORCH|TRITON|FLASHINFER|OMP|KMP|MKL|OPENBLAS|GOMP|RAY|TOKENIZERS|TRANSFORMERS|HF_HUB)"
-    r"_[A-Z0-9_]+|(HF_HOME|LD_LIBRARY_PATH|PATH|TMPDIR|TZ|LANG|LC_ALL)"
+    r"(CUDA|HIP|ROCR|NVIDIA|NCCL|RCCL|GLOO|UCX|NIXL|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|FLASHINFER"
+    r"|OMP|KMP|MKL|OPENBLAS|GOMP|RAY|TOKENIZERS|TRANSFORMERS|HF_HUB)_[A-Z0-9_]+"
+    r"|(HF_HOME|LD_LIBRARY_PATH|PATH|TMPDIR|TZ|LANG|LC_ALL)"
 )
 _SECRET = re.compile(
     r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASS|PASSWORDS?|PASSWD|CREDENTIALS?|AUTH)$"
@@ -20,11 +22,14 @@ _SECRET = re.compile(
 
 
 def is_kept(name: str) -> bool:
-    """Whether the value may be stored: an engine's own setting whose name is not a secret's.
+    """Whether the value may be stored: that of a setting whose name is not a secret's.
 
-    Anything that is not known to be harmless may be a key, and is left out.
+    Settings are those of engines and of what engines run on. Anything that is not
+    known to be harmless may be a key, and is left out.
     """
-    return _KEPT.fullmatch(name) is not None and _SECRET.search(name) is None
+    if _SECRET.search(name) or not _SETTING.fullmatch(name):
+        return False
+    return _KEPT.fullmatch(name) is not None or name.startswith(engine_variables())
 
 
 def with_left_out(server: ServerOptions, names: Sequence[str]) -> ServerOptions:

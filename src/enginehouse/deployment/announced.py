@@ -23,8 +23,7 @@ from enginehouse.core.errors import (
     UnsupportedError,
 )
 from enginehouse.core.incidents import Incident
-from enginehouse.deployment import announcement
-from enginehouse.deployment.announcement import Announcement, read_announcements
+from enginehouse.deployment.announcement import LOOK_EVERY, Announcement, read_announcements
 from enginehouse.deployment.attached import attached_deployment
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig
@@ -49,10 +48,12 @@ async def announced_deployment(
     *,
     prepared: Prepared | None,
     concurrency: int | None,
+    look_every: float = LOOK_EVERY,
 ) -> AsyncIterator[Deployment]:
     """Ask the servers that are announced in the plan's folder, from the first one on.
 
     With `prepared`, the plan's instances are started here as well, and are there from the start.
+    The folder is looked into every `look_every` seconds.
 
     Others join when they are announced, and leave when their announcement is removed; one that dies
     leaves its requests to the others, and joins again when it answers. When none has answered for
@@ -65,7 +66,7 @@ async def announced_deployment(
             fix="leave addresses out",
         )
     group = SeveralDeployment(engine, context, concurrency=concurrency)
-    members = _Members(plan, engine, context, group)
+    members = _Members(plan, engine, context, group, look_every=look_every)
     async with AsyncExitStack() as stack:
         if prepared is not None:
             starting = own_parts(prepared, context, instances=plan.instances or 1)
@@ -90,7 +91,13 @@ class _Members:
     """Has servers join the group, and leave it."""
 
     def __init__(
-        self, plan: AskConfig, engine: ServedEngine, context: Context, group: SeveralDeployment
+        self,
+        plan: AskConfig,
+        engine: ServedEngine,
+        context: Context,
+        group: SeveralDeployment,
+        *,
+        look_every: float,
     ) -> None:
         assert plan.addresses is not None
         self._folder: Path = plan.addresses
@@ -98,6 +105,7 @@ class _Members:
         self._engine = engine
         self._context = context
         self._group = group
+        self._look_every = look_every
         self._model = plan.model
         self._like: Announcement | None = None  # the first one, which others must be like
         self._present: dict[Path, asyncio.Task[None]] = {}
@@ -156,7 +164,7 @@ class _Members:
                 else:
                     self._follow(present)
                 self._require_company()
-                await asyncio.sleep(announcement.LOOK_EVERY)
+                await asyncio.sleep(self._look_every)
         except ServerGoneError as error:
             self._group.instances.close_for_good(error)
             raise
@@ -278,7 +286,7 @@ class _Members:
         refusals, heard = 0, time.monotonic()
         async with open_session(part.deployment.server.base_url) as session:
             while True:
-                suspects = await redelivery.suspects(within=announcement.LOOK_EVERY)
+                suspects = await redelivery.suspects(within=self._look_every)
                 path = self._engine.endpoints.health
                 try:
                     async with session.get(below(path), timeout=_PROBE) as reply:

@@ -17,7 +17,7 @@ from enginehouse.core.messages import TokenPrompt
 from enginehouse.core.sampler import SampleRequest
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.deployment.compute_type import automatic_type, type_in_command
-from enginehouse.engines.registry import load_served_engine
+from enginehouse.engines.registry import REFERENCE_ENGINE, load_served_engine
 from enginehouse.provisioning.checkpoints import read_checkpoint
 from enginehouse.provisioning.environments import find_environment
 from enginehouse.provisioning.programs import PAYLOADS, new_log, python_environ, run_program
@@ -157,7 +157,7 @@ async def score_with_transformers(
     Raises ModelError, naming the log, if transformers cannot score the model.
     """
     environment = await find_environment(
-        load_served_engine("hf").installation,
+        load_served_engine(REFERENCE_ENGINE).installation,
         python=None,
         version=None,
         variant=None,

@@ -26,6 +26,7 @@ from enginehouse.deployment.samplers import (
 )
 from enginehouse.deployment.supervision import Supervisor, supervised
 from enginehouse.deployment.swapping import swapping
+from enginehouse.engines.registry import engines_that
 from enginehouse.runtime.context import Context
 from enginehouse.servers.endpoint import Server
 from enginehouse.servers.server import OwnedServer, start_server
@@ -154,9 +155,11 @@ class ServedDeployment(Deployment):
     async def _open_checkpoint(self, folder: Path) -> AsyncIterator[Target]:
         swapper = self.weights
         if swapper is None:
+            able = engines_that(lambda other: other.wire.weights is not None)
             raise WeightsError(
                 f"the weights of {self.server.name} cannot be swapped while it runs",
-                fix="serve the checkpoint by itself, or with vLLM and enable_weight_swap",
+                fix="serve the checkpoint by itself, or with enable_weight_swap and an engine that "
+                f"swaps weights ({', '.join(able)})",
                 kind="unsupported",
             )
         # even if it has them: a folder that is named again may hold something else by now

@@ -19,6 +19,7 @@ from enginehouse.core.sampler import Capabilities, LoadSignal, SampleRequest
 from enginehouse.diagnosis import LogProfile
 from enginehouse.engines import arguments
 from enginehouse.engines.options import DType, ServerOptions
+from enginehouse.engines.own_command import OwnCommand
 from enginehouse.processes.process import Command
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.provisioning.installation import Installation
@@ -231,6 +232,16 @@ class SupportsHistory(Protocol):
     @property
     def removed_flags(self) -> Mapping[str, str]:
         """What to do instead, by flag."""
+        ...
+
+
+@runtime_checkable
+class SupportsOwnCommand(Protocol):
+    """An engine whose own command line may be in a launch file. See `registry.own_command`."""
+
+    @property
+    def own_command(self) -> OwnCommand:
+        """How it is started without Enginehouse."""
         ...
 
 

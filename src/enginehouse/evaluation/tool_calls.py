@@ -9,7 +9,7 @@ from enginehouse.core.sampler import Capabilities, Capability, Sampler
 from enginehouse.core.sampling import SamplingParameters
 from enginehouse.evaluation.records import SampleRecord, ToolAttempt, ToolUse
 from enginehouse.tasks.base import CallTools, Item, Measure, Outcome, Score, Task, ToolTask
-from enginehouse.tools import CallOutcome, Ladder, Step, ToolResult, call_tools
+from enginehouse.tools import CallOutcome, Ladder, Step, ToolResult
 
 _NEEDED = {
     Step.NATIVE: Capability.TOOLS,
@@ -22,6 +22,8 @@ async def ask_calls(
     sampler: Sampler, question: CallTools, *, parameters: SamplingParameters, ladder: Ladder
 ) -> ToolResult:
     """Ask for calls by the ladder's steps. Raises WireError; ConfigurationError for bad tools."""
+    from enginehouse.tools import call_tools  # imports jsonschema, which most runs do without
+
     return await call_tools(
         sampler,
         question.prompt.messages,

@@ -23,7 +23,6 @@ from enginehouse.processes.process import Command, Process, hold_process
 from enginehouse.provisioning.environments import EngineEnvironment
 from enginehouse.servers.readiness import describe_exit
 
-STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _LOOK = 0.1  # seconds
 _LONGEST_MESSAGE = 2**20  # bytes
 _LOG_TAIL = 2**16  # bytes
@@ -54,11 +53,13 @@ async def run_program(
     log: Path,
     variables: Mapping[str, str] | None = None,
     progress: Callable[[HarnessProgress], None] = lambda _: None,
+    stop_grace: float = 5.0,
 ) -> None:
     """Run a program to its end, in a session of its own; its output is appended to `log`.
 
     `variables` are added to those that it inherits: the usual ones and the hub's. Cancelling ends
-    it with all its descendants; if we are killed, a reaper does.
+    it with all its descendants, by SIGTERM and after `stop_grace` seconds by SIGKILL; if we are
+    killed, a reaper does.
     Raises HarnessError: what the program reported, or kind "ended" with the exit status.
     """
     file = _write_request(request, folder=folder)
@@ -85,9 +86,9 @@ async def run_program(
             failures.append(message.failure)
 
     try:
-        code = await _attend(process, receiving, hear)
+        code = await _attend(process, receiving, hear, stop_grace=stop_grace)
     finally:
-        await process.stop(grace=STOP_GRACE)
+        await process.stop(grace=stop_grace)
     if failures:
         last = failures[-1]
         raise HarnessError(last.message, kind=last.kind, why=last.why, fix=last.fix, log=log)
@@ -108,7 +109,9 @@ def _write_request(request: Mapping[str, Any] | msgspec.Struct, *, folder: Path)
     return file
 
 
-async def _attend(process: Process, receiving: int, hear: Callable[[Message], None]) -> int:
+async def _attend(
+    process: Process, receiving: int, hear: Callable[[Message], None], *, stop_grace: float
+) -> int:
     """The exit code, once the program and its descendants have ended and all messages are read."""
     reader = asyncio.StreamReader(limit=_LONGEST_MESSAGE)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -120,7 +123,7 @@ async def _attend(process: Process, receiving: int, hear: Callable[[Message], No
             if reading.done():
                 reading.result()
             await asyncio.sleep(_LOOK)  # only the kernel knows
-        await process.stop(grace=STOP_GRACE)
+        await process.stop(grace=stop_grace)
         await reading
     finally:
         reading.cancel()

@@ -17,10 +17,12 @@ import yaml
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.deployment.configuration import ServeConfig, merged, parse
+from enginehouse.engines.registry import engines_that, load_engine, own_command
 from enginehouse.jobs.base import Companion
 from enginehouse.jobs.configuration import LaunchConfig
 
 SERVER, ANNOUNCED = "server.yaml", "servers"
+_BACKEND, _RAY = "distributed_executor_backend", "ray"
 _RANK = 64  # of adapters, which are not read before the job runs
 _PORTS = range(20000, 32000, 2)  # below those that systems give out by themselves
 
@@ -76,10 +78,11 @@ def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
         return Arrangement(plan=changes)
     if not config.execution.has_ray:
         return Arrangement(plan=changes, notes=_without_ray(config))
-    flags = ("--distributed-executor-backend", "ray")
+    flags = (own_command(config.deployment.type).flags[_BACKEND], _RAY)
     server = {**plan["server"], "extra_args": (*_words(plan["server"]), *flags)}
     note = (
-        "vLLM reserves its GPUs in the Ray cluster by itself, besides those of the job "
+        f"{config.deployment.type} reserves its GPUs in the Ray cluster by itself, besides those "
+        "of the job "
         "(execution.gpus_per_node: 0 reserves none), and its environment needs the cluster's Ray"
     )
     return Arrangement(plan={**changes, "server": server}, notes=(note,))
@@ -87,14 +90,17 @@ def _on_one_node(config: LaunchConfig, plan: Mapping[str, Any]) -> Arrangement:
 
 def _may_use_ray(config: LaunchConfig) -> bool:
     deployment = config.deployment
-    return deployment.type == "vllm" and deployment.distributed_executor_backend == "ray"
+    return (
+        deployment.distributed_executor_backend == _RAY
+        and _BACKEND in own_command(deployment.type).flags
+    )
 
 
 def _without_ray(config: LaunchConfig) -> tuple[str, ...]:
     """What to note if a server that could use Ray has a node of its own."""
     if not _may_use_ray(config):
         return ()
-    return ("Ray is not used: each server is on one node, where vLLM's processes need none",)
+    return ("Ray is not used: each server is on one node, where its processes need none",)
 
 
 def _words(server: Mapping[str, Any]) -> tuple[str, ...]:
@@ -119,14 +125,14 @@ def _one_on_each_node(
 
 def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: str) -> Arrangement:
     from enginehouse.engines.base import SupportsNodes
-    from enginehouse.engines.registry import load_engine
 
     nodes = config.execution.nodes
     engine = load_engine(config.deployment.type)
     if not isinstance(engine, SupportsNodes):
+        others = ", ".join(engines_that(lambda other: isinstance(other, SupportsNodes)))
         raise ConfigurationError(
             f"a server of {engine.name} cannot span {nodes} nodes",
-            fix=f"ask for as many instances (num_instances: {nodes}), or use vllm",
+            fix=f"ask for as many instances (num_instances: {nodes}), or use one of: {others}",
         )
     if config.deployment.gpus % nodes:
         raise ConfigurationError(
@@ -137,7 +143,7 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
             f"instances (num_instances: {nodes})",
         )
     over = config.deployment.distributed_executor_backend
-    over = over if over == "ray" else None
+    over = over if over == _RAY else None
     flags = engine.span_flags(nodes, port=_PORTS[int(job[:8], 16) % len(_PORTS)], over=over)
     words = (*_words(plan["server"]), *flags)
     # a part that ends takes the others with it: the job fails, and can be resumed
@@ -148,7 +154,7 @@ def _one_over_all_nodes(config: LaunchConfig, plan: Mapping[str, Any], *, job: s
     if over is not None:
         notes.append(
             "Ray is started on each node of the job, and ended with it; the engine's environment "
-            "needs Ray, which vLLM's packages do not include (deployment.python)"
+            "needs Ray, which its packages do not include (deployment.python)"
         )
     return Arrangement(
         plan=changes,

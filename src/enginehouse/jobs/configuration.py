@@ -23,6 +23,7 @@ from enginehouse.jobs.variables import Variables
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+NOTHING = "none"  # the type of a deployment that starts no server
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _CONTAINER = "everything runs in the job's own environment or image, not in one for each task"
 _NO_PROXY = "there is no proxy between the client and the server"
@@ -114,7 +115,7 @@ class DeploymentSettings(Section):
         "cache_path": "models are kept in the hub's cache; set HF_HOME in env_vars",
     }
 
-    type: Literal["vllm", "sglang", "hf", "llamacpp", "generic", "none"]
+    type: str
     """The engine; generic is any server by its command, none is a server that runs already."""
     image: str | None = None
     """The image to run in, where the executor runs containers."""
@@ -137,7 +138,7 @@ class DeploymentSettings(Section):
     data_parallel_size_local: PositiveInt | None = None
     """Copies of the model on each node of a server, if `data_parallel_size` is left out."""
     distributed_executor_backend: Literal["ray", "mp"] | None = None
-    """How vLLM's processes are joined: over Ray, which needs `execution: ray`, or by itself."""
+    """How the engine's processes are joined: over Ray, which needs `execution: ray`, or not."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """The fraction of a GPU's memory that the engine may take."""
     endpoints: ServerEndpoints | None = None
@@ -194,7 +195,7 @@ class DeploymentSettings(Section):
     @property
     def deployed(self) -> bool:
         """Whether the job starts a server."""
-        return self.type != "none"
+        return self.type != NOTHING
 
     @property
     def model(self) -> str | None:

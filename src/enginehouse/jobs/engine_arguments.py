@@ -12,47 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from enginehouse.core.errors import ConfigurationError
-from enginehouse.core.registry import load_object
+from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.engines import arguments
 from enginehouse.engines.arguments import Argument
-from enginehouse.engines.registry import ENGINES
+from enginehouse.engines.own_command import OwnCommand
+from enginehouse.engines.registry import own_command
+from enginehouse.jobs.configuration import NOTHING
 from enginehouse.jobs.variables import assigns_secret
 
-_PARALLEL: Final = {
-    "--tensor-parallel-size": "tensor_parallel_size",
-    "--pipeline-parallel-size": "pipeline_parallel_size",
-    "--data-parallel-size": "data_parallel_size",
-    "--served-model-name": "served_model_name",
-    "--port": "port",
-}
-_KEYS: Final = {
-    "vllm": {
-        **_PARALLEL,
-        "-tp": "tensor_parallel_size",
-        "-pp": "pipeline_parallel_size",
-        "-dp": "data_parallel_size",
-        "--data-parallel-size-local": "data_parallel_size_local",
-        "-dpl": "data_parallel_size_local",
-        "--distributed-executor-backend": "distributed_executor_backend",
-        "--gpu-memory-utilization": "gpu_memory_utilization",
-    },
-    "sglang": {
-        **_PARALLEL,
-        "--tp-size": "tensor_parallel_size",
-        "--tp": "tensor_parallel_size",
-        "--pp-size": "pipeline_parallel_size",
-        "--pp": "pipeline_parallel_size",
-        "--dp-size": "data_parallel_size",
-        "--dp": "data_parallel_size",
-        "--mem-fraction-static": "gpu_memory_utilization",
-    },
-}
-# An engine's own class has them as `removed_flags`, but importing it takes as long as the rest.
-_HISTORIES: Final = {
-    "vllm": "enginehouse.engines.vllm.history:REMOVED_FLAGS",
-    "sglang": "enginehouse.engines.sglang.history:REMOVED_FLAGS",
-}
 _OURS: Final = {
     "--host": "the server listens where the client of the same job asks it",
     "--model": "the model is hf_model_handle or checkpoint_path",
@@ -63,11 +30,6 @@ _SECRET: Final = {
     "--hf-token": "leave it out, and put HF_TOKEN: host:HF_TOKEN under env_vars",
 }
 _SHOWN: Final = "its value would be written into scripts and records, and shown by ps"
-_STARTS: Final = {
-    "vllm": re.compile(r"\A\s*(?:vllm\s+serve|(?:\S*python3?\s+-m\s+)vllm\.entrypoints\S*)\s"),
-    "sglang": re.compile(r"\A\s*(?:sglang\s+serve|(?:\S*python3?\s+-m\s+)sglang\.launch_server)\s"),
-}
-_BY_COMMAND: Final = "generic"
 _SHELL: Final = re.compile(r"[;&|<>`$\n]")
 
 
@@ -90,22 +52,24 @@ def sort_arguments(
 
     `place` is the deployment's dotted path; `given` says whether the file itself has a key of that
     path, which a flag may contradict: the flag wins, as on the engine's own command line. Raises
-    ConfigurationError for a command line that cannot be read.
+    UnknownNameError for an unknown engine, and ConfigurationError for one that is not started here
+    and for a command line that cannot be read.
     """
     kind = values.get("type")
-    if kind == _BY_COMMAND:
-        return _by_command(values, place=place)
+    own = _own_command_of(kind, place=place) if isinstance(kind, str) and kind != NOTHING else None
+    if own is not None and own.by_user:
+        return _by_command(values, place=place, kind=str(kind))
     without_effect = {}
     if "endpoints" in values:
         values = {key: value for key, value in values.items() if key != "endpoints"}
         without_effect[f"{place}.endpoints"] = "requests go to /v1, and an engine's paths are known"
-    if kind not in ENGINES.names() or not _is_text(values.get("extra_args") or ""):
+    if own is None or not _is_text(values.get("extra_args") or ""):
         return EngineArguments(values=values, not_acted_on=without_effect)
     words = list(arguments.split(values.get("extra_args") or ()))
     for key in ("base_command", "command"):
         if command := values.get(key):
-            words += _flags_of(str(command), kind=str(kind), place=f"{place}.{key}")
-    sorting = _Sorting(values, words=words, place=place, given=given)
+            words += _flags_of(str(command), own=own, kind=str(kind), place=f"{place}.{key}")
+    sorting = _Sorting(values, own=own, place=place, given=given)
     for argument in arguments.read(words):
         sorting.take(argument)
     kept = {key: value for key, value in values.items() if key not in ("base_command", "command")}
@@ -116,12 +80,22 @@ def sort_arguments(
     )
 
 
-def _by_command(values: Mapping[str, Any], *, place: str) -> EngineArguments:
+def _own_command_of(kind: str, *, place: str) -> OwnCommand:
+    try:
+        return own_command(kind)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"type of {place}", kind, (*error.known, NOTHING)) from None
+    except ConfigurationError as error:
+        error.message = f"{place}.type: {error.message}"
+        raise
+
+
+def _by_command(values: Mapping[str, Any], *, place: str, kind: str) -> EngineArguments:
     """A server of the user's own: its command is a script, and not read."""
     if not values.get("command"):
         raise ConfigurationError(
             f"{place} needs its command",
-            why="a generic server is started by a command of yours",
+            why=f"a {kind} server is started by a command of yours",
             fix=f"give {place}.command, such as: my-server --port $PORT",
         )
     extra = values.get("extra_args") or ""
@@ -142,13 +116,13 @@ class _Sorting:
         self,
         values: Mapping[str, Any],
         *,
-        words: Sequence[str],
+        own: OwnCommand,
         place: str,
         given: Callable[[str], bool],
     ) -> None:
         self._kind = str(values["type"])
-        is_pinned = values.get("version") or values.get("python")  # maybe with other flags
-        self._removed = {} if is_pinned or not words else removed_flags(self._kind)
+        self._own = own
+        self._removed = {} if _is_pinned(values) else own.removed_flags
         self._values = values
         self._place = place
         self._given = given
@@ -158,7 +132,7 @@ class _Sorting:
         self.not_acted_on: dict[str, str] = {}
 
     def take(self, argument: Argument) -> None:
-        key = _KEYS.get(self._kind, {}).get(argument.flag)
+        key = self._own.key_of(argument.flag)
         words = _words(argument)
         if fix := self._removed.get(argument.flag):
             self.notes.append(
@@ -182,14 +156,6 @@ class _Sorting:
             self.rest += words
 
 
-def removed_flags(kind: str) -> Mapping[str, str]:
-    """The flags that an engine no longer has, and what to use instead."""
-    if kind not in _HISTORIES:
-        return {}
-    removed: Mapping[str, str] = load_object(_HISTORIES[kind])
-    return removed
-
-
 def _words(argument: Argument) -> tuple[str, ...]:
     """The argument's words as they were written; an attached value is part of the first."""
     name, equals, _ = argument.given.partition("=")
@@ -211,10 +177,14 @@ def _is_text(value: Any) -> bool:
     )
 
 
-def _flags_of(command: str, *, kind: str, place: str) -> list[str]:
+def _is_pinned(values: Mapping[str, Any]) -> bool:
+    """Whether the engine may be another version than the one whose flags are known here."""
+    return bool(values.get("version") or values.get("python"))
+
+
+def _flags_of(command: str, *, own: OwnCommand, kind: str, place: str) -> list[str]:
     """The flags of a command that starts the engine. Raises ConfigurationError for a script."""
-    start = _STARTS.get(kind)
-    match = start.match(f"{command} ") if start is not None else None
+    match = own.start.match(f"{command} ") if own.start is not None else None
     rest = command[match.end() :] if match else ""
     if match is None or _SHELL.search(rest.strip()):
         raise ConfigurationError(

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from enginehouse.core.errors import ConfigurationError, UnknownNameError
 from enginehouse.core.reasoning import ReasoningUse
-from enginehouse.engines.registry import load_engine
+from enginehouse.engines.registry import hosted_engine
 from enginehouse.harnesses.base import HarnessSettings
 from enginehouse.harnesses.names import harness_task_name
 from enginehouse.harnesses.registry import load_harness
@@ -31,7 +30,6 @@ from enginehouse.tasks.base import is_judged
 from enginehouse.tasks.registry import load_task
 
 _AUXILIARY: Final = "auxiliary_deployments."
-_HOSTED: Final = ("anthropic", "openai", "openrouter")
 _FILES: Final = {
     "gpqa_diamond": "gpqa_diamond.csv",
     "gsm8k": "test.jsonl",
@@ -415,7 +413,7 @@ def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
             "url": settings.url,
             "model": settings.model_id,
             "api_key_env": settings.api_key,
-            "engine": _hosted_engine(settings.url),
+            "engine": hosted_engine(settings.url),
         }
     deployment = config.auxiliary_deployments[judge.auxiliary]
     variables = dict(config.auxiliary_values(judge.auxiliary))
@@ -440,7 +438,7 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "model": endpoint.model_id,
             "adapter": deployment.adapter,
             "api_key_env": endpoint.api_key_name,
-            "engine": _hosted_engine(endpoint.url or ""),
+            "engine": hosted_engine(endpoint.url or ""),
         }
     if (address := config.execution.server_address) is not None:
         return {
@@ -499,13 +497,3 @@ def _served_by_command(deployment: DeploymentSettings, **server: Any) -> dict[st
             **server,
         },
     }
-
-
-def _hosted_engine(url: str) -> str | None:
-    """The hosted engine whose address this is; None for a server of anybody's."""
-    host = urlsplit(url).hostname
-    own = {
-        urlsplit(getattr(load_engine(name), "default_url", None) or "").hostname: name
-        for name in _HOSTED
-    }
-    return own.get(host) if host else None

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
+from enginehouse.engines.registry import own_command
 
 ADDRESS = "https://endpoint.invalid"
 """Stands for the endpoint's address in a job's files, until that is known."""
@@ -166,25 +167,20 @@ def _literals(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _command(deployment: Any, port: int) -> Sequence[str]:
-    """What the endpoint's image runs. vLLM: `vllm serve --help`; SGLang: its launch_server."""
-    sizes = {
-        "tensor": deployment.tensor_parallel_size,
-        "pipeline": deployment.pipeline_parallel_size,
-        "data": deployment.data_parallel_size,
-    }
-    model, name = deployment.model, deployment.served_model_name or deployment.model
-    common = ("--host", "0.0.0.0", "--port", str(port), "--served-model-name", name)  # noqa: S104
+    """What the endpoint's image runs: the engine's own command, or the user's."""
     extra = deployment.extra_args
-    if deployment.type == "vllm":
-        flags = [w for kind, n in sizes.items() for w in (f"--{kind}-parallel-size", str(n))]
-        if deployment.gpu_memory_utilization is not None:
-            flags += ["--gpu-memory-utilization", str(deployment.gpu_memory_utilization)]
-        return ("vllm", "serve", model, *common, *flags, *extra)
-    if deployment.type == "sglang":
-        short = {"tensor": "--tp-size", "pipeline": "--pp-size", "data": "--dp-size"}
-        flags = [w for kind, n in sizes.items() for w in (short[kind], str(n))]
-        server = ("python3", "-m", "sglang.launch_server", "--model-path", model)
-        return (*server, *common, *flags, *extra)
+    own = own_command(deployment.type)
+    if own.program:
+        values = {
+            "host": "0.0.0.0",  # noqa: S104
+            "port": port,
+            "served_model_name": deployment.served_model_name or deployment.model,
+            "tensor_parallel_size": deployment.tensor_parallel_size,
+            "pipeline_parallel_size": deployment.pipeline_parallel_size,
+            "data_parallel_size": deployment.data_parallel_size,
+            "gpu_memory_utilization": deployment.gpu_memory_utilization,
+        }
+        return (*own.words(deployment.model, values), *extra)
     if deployment.command is not None:
         words = ("sh", *extra) if extra else ()
         return (
@@ -195,5 +191,6 @@ def _command(deployment: Any, port: int) -> Sequence[str]:
         )
     raise ConfigurationError(
         f"{deployment.type} cannot be an endpoint on Lepton",
-        fix="deployment.type is vllm, sglang or generic there, or none with the url of a server",
+        why="which command starts it in an image is not known",
+        fix="use deployment: generic with its command, or none with the url of a server",
     )

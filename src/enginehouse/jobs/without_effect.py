@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from enginehouse.core.errors import ConfigurationError
+from enginehouse.engines.registry import engines_that, own_command
 from enginehouse.jobs.configuration import DeploymentSettings, LaunchDocument
+
+if TYPE_CHECKING:
+    from enginehouse.engines.base import Engine
 
 _NOT_DEPLOYED: Final = "nothing is deployed"
 _ACT_ALWAYS: Final = ("type", "adapter", "pre_cmd")
-_BY_COMMAND: Final = ("version", "python", "gpu_memory_utilization", "distributed_executor_backend")
+_BACKEND: Final = "distributed_executor_backend"
+_BY_COMMAND: Final = ("version", "python", "gpu_memory_utilization", _BACKEND)
 
 
 def keys_without_effect(
@@ -42,19 +47,21 @@ def _of_deployment(place: str, deployment: DeploymentSettings) -> Iterator[tuple
     if not deployment.deployed:
         others = set(DeploymentSettings.model_fields) - set(_ACT_ALWAYS)
         return _set_keys(place, deployment, dict.fromkeys(sorted(others), _NOT_DEPLOYED))
-    if deployment.type == "generic":
-        return _of_generic(place, deployment)
-    if deployment.type != "vllm":
-        return _set_keys(place, deployment, {"distributed_executor_backend": "only vLLM has it"})
+    own = own_command(deployment.type)
+    if own.by_user:
+        return _of_users_command(place, deployment)
+    if _BACKEND not in own.flags:
+        return _set_keys(place, deployment, {_BACKEND: f"{deployment.type} has no such option"})
     return iter(())
 
 
-def _of_generic(place: str, deployment: DeploymentSettings) -> Iterator[tuple[str, str]]:
+def _of_users_command(place: str, deployment: DeploymentSettings) -> Iterator[tuple[str, str]]:
     if deployment.adapter is not None:
         raise ConfigurationError(
-            f"{place}.adapter is given, and a generic server loads no adapters",
+            f"{place}.adapter is given, and a {deployment.type} server loads no adapters",
             why="without it, the base would be evaluated in its place",
-            fix="have the command load it, and leave the key out; or use an engine, such as vllm",
+            fix="have the command load it, and leave the key out; or use an engine that loads "
+            f"adapters: {', '.join(engines_that(_loads_adapters))}",
         )
     reasons = dict.fromkeys(_BY_COMMAND, "its command says how it is served")
     words = " ".join((deployment.command or "", *deployment.extra_args))
@@ -62,6 +69,12 @@ def _of_generic(place: str, deployment: DeploymentSettings) -> Iterator[tuple[st
         if (model := getattr(deployment, key)) is not None and model not in words:
             reasons[key] = f"the command does not name it: write ${{{place}.{key}}} into it"
     return _set_keys(place, deployment, reasons)
+
+
+def _loads_adapters(engine: Engine) -> bool:
+    from enginehouse.engines.base import SupportsAdapters
+
+    return isinstance(engine, SupportsAdapters)
 
 
 def _set_keys(

@@ -397,8 +397,8 @@ def evaluate(
                 else f"the request for item {document[1]} of {document[0]} failed",
                 kind="request_failed",
                 why=_words_of(warning.text) or f"{type(error).__name__}: {error}",
-                fix="for a prompt that is too long: a larger --max-model-len, fewer examples "
-                "(few_shot) or a smaller max_tokens; lm-eval itself cannot leave an item out",
+                fix="if the prompt is too long, resuming asks the same again: start a new run with "
+                "a larger --max-model-len, fewer examples (few_shot) or a smaller max_tokens",
             ) from error
         raise _explained(error, name) from error
     finally:

@@ -12,8 +12,6 @@ import msgspec
 from enginehouse.core.errors import ProvisioningError
 from enginehouse.provisioning.programs import Finished, python_environ, run_program
 
-PATIENCE = 600.0  # seconds; a first import from a slow share takes minutes
-
 
 class Flag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One option of the engine's server: whether it takes a value, and which."""
@@ -48,21 +46,22 @@ async def describe(
     log: Path,
     managed: bool,
     known_identity: str | None = None,
+    patience: float = 600.0,
 ) -> Description:
-    """Have `python` run a describe payload, which imports the engine; PATIENCE at most.
+    """Have `python` run a describe payload, which imports the engine; `patience` seconds at most.
 
-    Python may write its byte code into a managed environment. Raises ProvisioningError with the
-    import's own error.
+    A first import from a slow share takes minutes. Python may write its byte code into a managed
+    environment. Raises ProvisioningError with the import's own error.
     """
     env = python_environ(write_bytecode=managed)
     argv = [str(python), str(payload), *([known_identity] if known_identity else [])]
     failed = f"{python} cannot import {engine}"
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             finished = await run_program(argv, env=env, cwd=log.parent, log=log)
     except TimeoutError:
         raise ProvisioningError(
-            failed, why=f"it did not describe itself within {PATIENCE:g} s", log=log
+            failed, why=f"it did not describe itself within {patience:g} s", log=log
         ) from None
     except OSError as error:
         raise ProvisioningError(

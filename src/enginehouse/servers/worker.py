@@ -7,6 +7,7 @@ import asyncio
 from enginehouse.core.errors import ServerGoneError, UnsupportedError
 from enginehouse.diagnosis import diagnose_log, explained
 from enginehouse.engines.base import LaunchContext, SupportsNodes
+from enginehouse.engines.registry import engines_that
 from enginehouse.processes.process import hold_process
 from enginehouse.processes.tree import this_process
 from enginehouse.servers.ports import hand_over, lease_ports, release_ports
@@ -25,9 +26,10 @@ async def run_worker(owned: OwnedServer, *, head: str, node: int) -> None:
     """
     engine, layout, timings = owned.engine, owned.context.layout, owned.timings
     if not isinstance(engine, SupportsNodes):
+        able = engines_that(lambda other: isinstance(other, SupportsNodes))
         raise UnsupportedError(
             f"a server of {engine.name} cannot span several machines",
-            fix="use vllm, or a server on each machine",
+            fix=f"use an engine that can ({', '.join(able)}), or a server on each machine",
         )
     served = owned.options.served_model_name or owned.model.name
     folder = make_folder(layout, model=served, name=None)

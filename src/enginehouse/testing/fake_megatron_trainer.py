@@ -28,9 +28,13 @@ _STALE = 409
 
 
 class FakeMegatronTrainer:
-    """The fake trainer behind HTTP, one call at a time. `trainer` is what computes."""
+    """The fake trainer behind HTTP, one call at a time. `trainer` is what computes.
 
-    def __init__(self, trainer: FakeTrainer | None = None) -> None:
+    It says that it computes on `device`.
+    """
+
+    def __init__(self, trainer: FakeTrainer | None = None, *, device: str = "cuda") -> None:
+        self._device = device
         self.trainer = trainer or FakeTrainer()
         self._instance = ""
         self._turn = asyncio.Lock()
@@ -69,7 +73,7 @@ class FakeMegatronTrainer:
         await self.trainer.start()
         self._instance = secrets.token_hex(8)
         info = msgspec.to_builtins(self.trainer.info) | {"instance": self._instance}
-        return web.json_response(info | {"batches": False})
+        return web.json_response(info | {"batches": False, "device": self._device})
 
     async def _reply(self, call: Call) -> Mapping[str, Any]:
         fields = {name: getattr(call, name) for name in call.__struct_fields__}

@@ -31,7 +31,8 @@ class FakeSampling:
     """Tokens are characters: the text of token t is chr(t), but for END.
 
     `vocabulary_size` is at least 128, so that texts of ASCII can be asked. `failures` are raised
-    by the next requests, one each; while `running` is clear, requests wait.
+    by the next requests, one each; while `running` is clear, requests wait. `unembedding` is what
+    it describes as such.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class FakeSampling:
         self.running.set()
         self.requests = 0
         self.loads: list[str] = []
+        self.unembedding: Mapping[str, Any] | None = None
         self._vocabulary_size = vocabulary_size
         self._max_length = max_length
         self._max_loras = max_loras
@@ -60,7 +62,7 @@ class FakeSampling:
             "engine": "fake",
             "log_probabilities": self._logprobs,
             "adapters": sorted(self._resident),
-            "unembedding": "fake",
+            **({"unembedding": self.unembedding} if self.unembedding else {}),
         }
 
     @property

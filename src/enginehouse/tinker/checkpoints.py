@@ -17,6 +17,7 @@ from typing import Final
 from enginehouse.core.errors import StoreError, TinkerError
 from enginehouse.store.private import make_private
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
+from enginehouse.tinker.free_space import is_scarce, kept_free
 from enginehouse.tinker.records.entries import CheckpointRecord, ModelRecord
 from enginehouse.tinker.records.records import Records
 
@@ -24,6 +25,7 @@ SHORTEST_TTL: Final = 3_600  # seconds
 LONGEST_TTL: Final = 10 * 366 * 86_400  # seconds
 _INCOMPLETE: Final = ".incomplete"
 _EXPIRY_INTERVAL: Final = 60.0  # seconds
+_SNAPSHOT_SHARE: Final = 0.1  # of the disk
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _log = logging.getLogger(__name__)
 
@@ -102,6 +104,8 @@ class CheckpointStore:
     def __init__(self, root: Path, *, records: Records) -> None:
         self.root = root
         self.records = records
+        self.warning: str | None = None
+        """What the operator should know of the disk; see `watch_snapshots`."""
 
     async def prepare(self) -> None:
         """Make the folder, and remove what an earlier service left half done.
@@ -125,9 +129,11 @@ class CheckpointStore:
         """A place for a checkpoint; what is not committed is removed.
 
         `request_id` names the job, so that one that is run again can find what it saved. Raises
-        TinkerError if the path is taken and `overwrite` is False, and if the disk becomes full,
-        here or in the trainer.
+        TinkerError if the path is taken and `overwrite` is False, if too little of the disk is
+        free (see `kept_free`), and if it becomes full, here or in the trainer.
         """
+        if await asyncio.to_thread(is_scarce, self.root, "work"):
+            raise _disk_full(self.root)
         reservation = Reservation(self, path, request_id)
         if not overwrite:
             await self._require_free(path, request_id=request_id)
@@ -193,13 +199,33 @@ class CheckpointStore:
         return expired
 
     async def expire_regularly(self) -> None:
-        """Call `expire` every minute, until cancelled; errors are logged."""
+        """Call `expire` and `watch_snapshots` every minute, until cancelled; errors are logged."""
         while True:
             try:
                 await self.expire()
+                await self.watch_snapshots()
             except StoreError as error:
                 _log.warning("expired checkpoints were not removed: %s", error)
             await asyncio.sleep(_EXPIRY_INTERVAL)
+
+    async def watch_snapshots(self) -> None:
+        """Set `warning`, and log it, when snapshots without a name take a tenth of the disk.
+
+        They live as long as their session: a long one may fill the disk. Raises StoreError.
+        """
+        held = await self.records.snapshot_storage()
+        usage = await asyncio.to_thread(shutil.disk_usage, self.root)
+        before, self.warning = self.warning, None
+        if held.size_bytes < _SNAPSHOT_SHARE * usage.total:
+            return
+        self.warning = (
+            f"{held.checkpoints} snapshots that were saved for a sampler without a name take "
+            f"{held.size_bytes / 1e9:.1f} GB, and {usage.free / 1e9:.1f} GB of "
+            f"{usage.total / 1e9:.1f} GB are free: they go an hour after their session has ended, "
+            "or with --snapshot-ttl"
+        )
+        if before is None:
+            _log.warning("%s", self.warning)
 
     async def copy(
         self,
@@ -290,7 +316,8 @@ def _disk_full(folder: Path) -> TinkerError:
     usage = shutil.disk_usage(folder)
     return TinkerError(
         "the checkpoint was not saved: the service's disk is full",
-        why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}",
+        why=f"{usage.free / 1e9:.3f} GB of {usage.total / 1e9:.1f} GB are free in {folder}, and "
+        f"{kept_free(folder, 'work') / 1e9:.3f} GB are kept free for the work of all users",
         fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or tell"
         " the operator of the service; the training run itself has lost nothing",
         category="server",

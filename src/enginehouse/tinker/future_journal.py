@@ -17,10 +17,11 @@ from typing import Any, Literal, Self
 import msgspec
 from filelock import FileLock, Timeout
 
-from enginehouse.core.errors import RunLockedError, StoreError
+from enginehouse.core.errors import RunLockedError, StoreError, TinkerError
 from enginehouse.store.files import write_refused
 from enginehouse.store.journal import Journal, read_journal
 from enginehouse.store.private import make_private, open_private
+from enginehouse.tinker.free_space import is_scarce
 
 _LARGE = 32 << 10
 """Bytes above which a body or an answer is a file of its own."""
@@ -183,8 +184,20 @@ class FutureJournal:
         details: Mapping[str, Any],
         replayed: bool,
     ) -> Accepted:
-        """Record a request, and return the record. Raises StoreError, and leaves nothing."""
+        """Record a request, and return the record.
+
+        Raises StoreError, and leaves nothing; TinkerError (429) for a large body, while what is
+        free on the disk is kept for the journal.
+        """
         large = len(body) > _LARGE
+        if large and is_scarce(self.folder, "journal"):
+            raise TinkerError(
+                "the service's disk is almost full: large requests wait until there is room",
+                fix="delete checkpoints that are no longer needed (tinker checkpoint delete), or "
+                "tell the operator of the service",
+                category="server",
+                status=429,
+            )
         record = Accepted(
             request_id=request_id,
             key=key,

@@ -122,8 +122,9 @@ class Futures:
 
         A key that was used before gives the first future; see `Future.take`. `details` must hold
         `model_id` and `seq_id` for a job of a model, and `sampling_session_id` and `seq_id` for a
-        sample. Raises TinkerError (400) for another body under a used key, and StoreError if the
-        journal cannot be written; nothing was accepted then.
+        sample. Raises TinkerError: 400 for another body under a used key, 429 for a large body
+        while the disk is almost full; and StoreError if the journal cannot be written. Nothing was
+        accepted then.
         """
         first = self._by_key.get(key)
         if first is None and key not in self._accepting:

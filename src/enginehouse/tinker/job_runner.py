@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from enginehouse.core.errors import EnginehouseError, ServerGoneError, TinkerErr
 from enginehouse.tinker.data import LossResult
 from enginehouse.tinker.future import JSON, Future
 from enginehouse.tinker.futures import Futures
-from enginehouse.tinker.kl_figures import measure_kl
+from enginehouse.tinker.kl_figures import join_kl, measure_kl
 from enginehouse.tinker.model_jobs import ModelJobs
 from enginehouse.tinker.model_states import Failure
 from enginehouse.tinker.order import Job
@@ -28,6 +29,7 @@ from enginehouse.tinker.wire import encode_loss_result
 from enginehouse.tinker.wire.schema import PROTOBUF
 
 _MINUTE: Final = 60.0
+logger = logging.getLogger(__name__)
 
 
 class JobRunner:
@@ -124,7 +126,9 @@ class JobRunner:
         metrics = dict(result.metrics)
         kl = measure_kl(request, result)
         if kl is not None:
-            model.kl = kl
+            if request.backward:
+                model.step_kl.append(kl)
+                model.kl = join_kl(model.step_kl)
             metrics |= kl.metrics(threshold=self._kl_threshold)
         answer = LossResult(outputs=result.outputs, metrics=metrics)
         payload = await asyncio.to_thread(encode_loss_result, answer)
@@ -156,8 +160,30 @@ class JobRunner:
             self._finish(model, job)
         else:
             await self._answer(model, job, payload, content_type=JSON)
+            if job.kind == "optim_step":
+                self._log_step(model, job)
         if job.kind == "optim_step" and model.worth_saving:
             await self._residency.save(model)
+
+    def _log_step(self, model: Model, job: Job) -> None:
+        """Log how far sampling and training were apart in the step that has just been applied."""
+        if not model.step_kl:
+            return
+        kl = join_kl(model.step_kl)
+        model.step_kl.clear()
+        exceeds = kl.exceeds(self._kl_threshold)
+        logger.log(
+            logging.WARNING if exceeds else logging.INFO,
+            "a step with samples",
+            extra={
+                "model_id": model.model_id,
+                "seq_id": job.seq_id,
+                "kl_sample_train_v1": kl.v1,
+                "kl_sample_train_v2": kl.v2,
+                "positions": kl.positions,
+                "kl_warning": exceeds,
+            },
+        )
 
     async def _bring_in(self, model: Model, *, keep: Sequence[Model] = ()) -> None:
         """Have the model in memory; if that is not possible, it is lost."""
@@ -226,6 +252,7 @@ class JobRunner:
                 await self._trainer.drop_gradients(model.model_id)
             model.pending = 0
             model.broken = None
+            model.step_kl.clear()
         elif job.seq_id == 0:
             model.lost = Failure(
                 message=f"the model was not created: {failure.message}", category=failure.category

@@ -7,13 +7,10 @@ import concurrent.futures
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from enginehouse.core.errors import StoreError
 from enginehouse.tinker.future_journal import FutureJournal
-
-SYNC_INTERVAL: Final = 1.0
-"""Seconds after a write until the disk is asked to store it."""
 
 Result = TypeVar("Result")
 
@@ -21,11 +18,12 @@ Result = TypeVar("Result")
 class JournalThread:
     """Writes to a journal one after the other, in a thread, and syncs it in another.
 
-    For one event loop.
+    For one event loop. The disk is asked to store a write `sync_after` seconds later.
     """
 
-    def __init__(self, journal: FutureJournal) -> None:
+    def __init__(self, journal: FutureJournal, *, sync_after: float = 1.0) -> None:
         self._journal = journal
+        self._sync_after = sync_after
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="futures")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="futures-sync")
         self._timer: asyncio.TimerHandle | None = None
@@ -43,7 +41,7 @@ class JournalThread:
         loop = asyncio.get_running_loop()
         result = await loop.run_in_executor(self._writer, write)
         if self._timer is None and not self.closed:
-            self._timer = loop.call_later(SYNC_INTERVAL, self._sync)
+            self._timer = loop.call_later(self._sync_after, self._sync)
         return result
 
     def write_later(self, write: Callable[..., None], *arguments: Any) -> None:

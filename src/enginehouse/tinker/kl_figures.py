@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +61,16 @@ def measure_kl(request: LossRequest, result: LossResult) -> KlFigures | None:
         v1=float(np.mean(difference)),
         v2=float(0.5 * np.mean(np.square(difference))),
         positions=len(difference),
+    )
+
+
+def join_kl(figures: Sequence[KlFigures]) -> KlFigures:
+    """The figures of all requests of a step together; there is at least one."""
+    positions = sum(each.positions for each in figures)
+    return KlFigures(
+        v1=sum(each.v1 * each.positions for each in figures) / max(1, positions),
+        v2=sum(each.v2 * each.positions for each in figures) / max(1, positions),
+        positions=positions,
     )
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 class Limits:
     """The limits of training. Times are in seconds.
 
-    `rank`, and `adapters` that one user may train at the same time. `request_tokens` is the most of
-    one forward_backward request, `pass_tokens` the most that the trainer computes in one pass if
-    that is more than one sequence. `waiting_jobs` is the most of one user. `resident` models fit
-    into the trainer's memory.
+    A sequence has at most `sequence_tokens`, where the model would take more. `rank`, and
+    `adapters` that one user may train at the same time. `request_tokens` is the most of one
+    forward_backward request, `pass_tokens` the most that the trainer computes in one pass if that
+    is more than one sequence. `waiting_jobs` is the most of one user. `resident` models fit into
+    the trainer's memory.
 
     Jobs fail that have waited for `gap` for one before them which has not arrived. A model's state
     is saved when it has been idle for `settle`, and it leaves the memory after `idle`. A trainer
@@ -23,6 +24,7 @@ class Limits:
     saved for a sampler without a name; None is an hour longer than their session.
     """
 
+    sequence_tokens: int | None = None
     rank: int = 64
     adapters: int = 64
     request_tokens: int = 1_000_000

@@ -56,9 +56,9 @@ class _Service(Collector):
         yield _gauge("adapters_resident", "Adapters in the trainer's memory.", resident)
         figures = [model.kl for model in queue.models if model.kl is not None]
         v1 = max((abs(figure.v1) for figure in figures), default=0.0)
-        yield _gauge("kl_sample_train_v1", "The largest |v1| of a model's last RL batch.", v1)
+        yield _gauge("kl_sample_train_v1", "The largest |v1| of a model's last RL step.", v1)
         v2 = max((figure.v2 for figure in figures), default=0.0)
-        yield _gauge("kl_sample_train_v2", "The largest v2 of a model's last RL batch.", v2)
+        yield _gauge("kl_sample_train_v2", "The largest v2 of a model's last RL step.", v2)
         warned = len(queue.warnings)
         yield _gauge("kl_warnings", "Models whose figures are above the threshold.", warned)
         yield _gauge("draining", "Whether new work is refused.", status.draining)

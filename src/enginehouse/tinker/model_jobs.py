@@ -26,6 +26,7 @@ from enginehouse.tinker.job_bodies import (
 from enginehouse.tinker.limits import Limits
 from enginehouse.tinker.order import Job
 from enginehouse.tinker.records.entries import (
+    UNNAMED,
     CheckpointKind,
     CheckpointRecord,
     ModelRecord,
@@ -35,7 +36,6 @@ from enginehouse.tinker.records.records import Records
 from enginehouse.tinker.residency import Model, Residency
 from enginehouse.tinker.trainers.base import Trainer
 
-_UNNAMED = "unnamed-"
 _GRACE = timedelta(hours=1)
 
 SamplerSaved = Callable[[CheckpointRecord], Awaitable[None]]
@@ -99,7 +99,7 @@ class ModelJobs:
         """
         page = await self._records.checkpoints(model.user, model_id=model.model_id)
         for checkpoint in page.entries:
-            unnamed = checkpoint.kind == "sampler" and checkpoint.name.startswith(_UNNAMED)
+            unnamed = checkpoint.kind == "sampler" and checkpoint.name.startswith(UNNAMED)
             if unnamed and not checkpoint.public and checkpoint.expires_at is None:
                 soon = datetime.now(UTC) + _GRACE
                 await self._records.set_expiry(checkpoint.path, user=model.user, expires_at=soon)
@@ -273,11 +273,11 @@ class ModelJobs:
         saved = await self._records.checkpoint_saved_by(request_id)
         if saved is not None:
             return saved
-        if name is not None and name.startswith(_UNNAMED):
+        if name is not None and name.startswith(UNNAMED):
             raise TinkerError(
-                f"the name of a checkpoint cannot begin with {_UNNAMED!r}", fix="choose another"
+                f"the name of a checkpoint cannot begin with {UNNAMED!r}", fix="choose another"
             )
-        path = CheckpointPath(model.model_id, kind, name or f"{_UNNAMED}{job.seq_id:06d}")
+        path = CheckpointPath(model.model_id, kind, name or f"{UNNAMED}{job.seq_id:06d}")
         record = await self._records.model(model.model_id, user=None)
         async with self._checkpoints.reserve(
             path, request_id=request_id, overwrite=overwrite

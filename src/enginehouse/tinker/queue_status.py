@@ -23,7 +23,7 @@ class UserStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model: whether it is in the trainer's memory, and the figures of its last RL batch.
+    """One model: whether it is in the trainer's memory, and the figures of its last RL step.
 
     `done` is the seq_id of its last job that was done, `lost` why it cannot be trained, and
     `warning` what its owner should look into.

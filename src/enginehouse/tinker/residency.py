@@ -29,7 +29,8 @@ class Model:
     state. `pending` and `broken` are as in ModelState. `lost` is why it cannot be trained any more.
     `computed` is how many seconds the computing took that the state does not cover, `saving_took`
     how many the last save took, `used` when a job of it was last done, and `turn` the number of
-    that turn.
+    that turn. `kl` is of the last step with a loss that has such figures, from its first request
+    on, and `step_kl` of each request since the last optim_step.
     """
 
     model_id: str
@@ -46,6 +47,7 @@ class Model:
     used: float = 0.0
     turn: int = 0
     kl: KlFigures | None = None
+    step_kl: list[KlFigures] = field(default_factory=list)
     saving_took: float = 0.0
 
     @property

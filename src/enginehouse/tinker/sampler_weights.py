@@ -54,7 +54,9 @@ class SamplerWeights:
                     fix="make a new sampling client",
                     status=404,
                 )
-            weights = self._snapshots[sampling_session_id] = self.of(checkpoint)
+            weights = self.of(checkpoint)
+            if checkpoint.user == user:  # others' may be unpublished at any time
+                self._snapshots[sampling_session_id] = weights
         return weights
 
     async def of_path(self, path: str, *, user: str) -> Weights:

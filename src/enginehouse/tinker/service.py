@@ -28,6 +28,7 @@ from enginehouse.tinker.heartbeats import Heartbeats
 from enginehouse.tinker.limits import Limits
 from enginehouse.tinker.names import Names
 from enginehouse.tinker.records.records import Records
+from enginehouse.tinker.repeats import Repeats
 from enginehouse.tinker.routes.accounts import account_routes
 from enginehouse.tinker.routes.checkpoints import checkpoint_routes
 from enginehouse.tinker.routes.client import client_routes
@@ -56,7 +57,6 @@ from enginehouse.tinker.training_queue import TrainingQueue
 logger = logging.getLogger(__name__)
 
 OPERATOR_KEY: Final = "operator-key"
-_TIDY_INTERVAL: Final = 10.0  # seconds
 _ABANDONED: Final = timedelta(days=1)  # without a heartbeat while the service runs
 
 
@@ -100,7 +100,7 @@ class Service:
         return ServiceStatus(
             base_model=rooms.base_model,
             uptime_seconds=time.monotonic() - self._began,
-            notices=self._notices,
+            notices=(*self._notices, *filter(None, [rooms.stores.checkpoints.warning])),
             queue=rooms.queue.status(),
             samples=rooms.desk.load(),
             sampling=rooms.engine.description,
@@ -130,26 +130,32 @@ async def open_service(
     stores: Stores,
     trainer: Trainer,
     engine: SamplingEngine,
+    tidy_interval: float = 10.0,
 ) -> AsyncIterator[Service]:
     """The service for the length of the block; what it had accepted before goes on at once.
 
-    `trainer` has been started. Raises StoreError. An error that ends a part of the service cancels
-    the block, and is raised.
+    `trainer` has been started. What is over is tidied up every `tidy_interval` seconds. Raises
+    StoreError. An error that ends a part of the service cancels the block, and is raised.
     """
     rooms = _make_rooms(config, context, stores=stores, trainer=trainer, engine=engine)
     note_base_model(stores.home, rooms.base_model)
+    notices = _notices(config, engine)
+    for notice in notices:
+        logger.warning(notice)
     service = Service(
         rooms,
         largest_body=config.largest_body,
         operator_key=_make_operator_key(stores.home),
-        notices=_notices(config, engine),
+        notices=notices,
     )
     for future in stores.futures.waiting():
         if future.kind == SAMPLE and future.take():
             rooms.desk.submit(future)
     try:
         async with _running_together(
-            rooms.queue.run(), stores.checkpoints.expire_regularly(), _tidy_regularly(rooms)
+            rooms.queue.run(),
+            stores.checkpoints.expire_regularly(),
+            _tidy_regularly(rooms, tidy_interval),
         ):
             yield service
     finally:
@@ -179,6 +185,7 @@ def _make_rooms(
         records=stores.records,
         checkpoints=stores.checkpoints,
         limits=Limits(
+            sequence_tokens=config.max_model_len,
             rank=config.max_lora_rank,
             adapters=config.max_adapters,
             request_tokens=config.max_batch_tokens,
@@ -210,6 +217,8 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
     names = Names(base_model=rooms.base_model, records=stores.records, samplers=rooms.samplers)
     legacy = LegacySampler(names=names, desk=rooms.desk, engine=rooms.engine)
     models = Models(records=stores.records, futures=stores.futures)
+    repeats = Repeats()
+    notice = " ".join(notices) or None
     info = rooms.trainer.info
     capabilities = {
         "model_name": rooms.base_model,
@@ -220,12 +229,20 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
 
     def describe(spec: LoraSpec) -> Mapping[str, Any]:
         engine = rooms.engine.description
-        sampled_by = engine.get("unembedding") if spec.train_unembed else None
-        return {"sampled_by": sampled_by or engine["engine"]}
+        sampled_by, unembedding = engine["engine"], engine.get("unembedding")
+        if spec.train_unembed and isinstance(unembedding, Mapping):
+            sampled_by = unembedding["answered_by"]
+        return {
+            "train_attn": spec.train_attn,
+            "train_mlp": spec.train_mlp,
+            "train_unembed": spec.train_unembed,
+            "sampled_by": sampled_by,
+            "note": notice,
+        }
 
     return [
         client_routes(model=capabilities),
-        session_routes(rooms.sessions, queue=rooms.queue, notice=" ".join(notices) or None),
+        session_routes(rooms.sessions, queue=rooms.queue, notice=notice),
         model_routes(
             models,
             sessions=rooms.sessions,
@@ -236,19 +253,25 @@ def _routers(rooms: Rooms, notices: Sequence[str]) -> list[APIRouter]:
             describe=describe,
         ),
         training_routes(models, futures=stores.futures, queue=rooms.queue),
-        sampler_routes(rooms.sessions, samplers=rooms.samplers, base_model=rooms.base_model),
+        sampler_routes(
+            rooms.sessions,
+            samplers=rooms.samplers,
+            base_model=rooms.base_model,
+            repeats=repeats,
+        ),
         sampling_routes(
             futures=stores.futures,
             desk=rooms.desk,
             samplers=rooms.samplers,
             base_model=rooms.base_model,
             legacy=legacy,
+            repeats=repeats,
         ),
-        legacy_routes(legacy),
+        legacy_routes(legacy, repeats=repeats),
         openai_routes(names=names, desk=rooms.desk, engine=rooms.engine),
         futures_routes(stores.futures),
         run_routes(stores.records),
-        checkpoint_routes(stores.checkpoints),
+        checkpoint_routes(stores.checkpoints, repeats=repeats),
         download_routes(stores.checkpoints, signer=stores.keys.signer),
         copy_routes(stores.checkpoints),
         session_list_routes(stores.records),
@@ -264,10 +287,15 @@ def _notices(config: TinkerConfig, engine: SamplingEngine) -> list[str]:
     unembedding = engine.description.get("unembedding")
     if not isinstance(unembedding, Mapping):
         return []
-    other, why = unembedding["answered_by"], unembedding["why"]
-    if other == engine.description["engine"]:
-        return []
-    return [f"adapters with an output layer (train_unembed) are sampled by {other}: {why}"]
+    main, why = engine.description["engine"], unembedding["why"]
+    whose = "adapters with an output layer (train_unembed)"
+    if unembedding["answered_by"] is None:
+        return [f"{whose} are not sampled: {why}"]
+    if unembedding["answered_by"] != main:
+        return [f"{whose} are sampled by {unembedding['answered_by']}: {why}"]
+    if unembedding["prompts_scored_by"] != main:
+        return [f"prompts are scored by {unembedding['prompts_scored_by']} for {whose}: {why}"]
+    return []
 
 
 def _make_operator_key(home: Path) -> str:
@@ -292,11 +320,11 @@ async def _running_together(*parts: Any) -> AsyncIterator[None]:
         raise errors.exceptions[0] from None
 
 
-async def _tidy_regularly(rooms: Rooms) -> None:
-    """Call `_tidy` every ten seconds, until cancelled; errors are logged."""
+async def _tidy_regularly(rooms: Rooms, interval: float) -> None:
+    """Call `_tidy` every so many seconds, until cancelled; errors are logged."""
     began = datetime.now(UTC)
     while True:
-        await asyncio.sleep(_TIDY_INTERVAL)
+        await asyncio.sleep(interval)
         try:
             await _tidy(rooms, began=began)
         except EnginehouseError as error:

@@ -153,7 +153,7 @@ class Turns:
         check_data(
             job.request,
             vocabulary_size=info.vocabulary_size,
-            max_length=info.max_length,
+            max_length=min(info.max_length, self._limits.sequence_tokens or info.max_length),
             losses=info.losses,
         )
         if job.request.tokens > self._limits.request_tokens:

@@ -65,8 +65,9 @@ class PooledAdapter(Resident):
     """One content under one alias, which requests may name; only its pool changes it.
 
     Requests name `alias`; the server loads it as `name` and lists it as `model`. `effect` is what
-    was last proven of it, None if no proof was asked for. `held` counts the requests in flight.
-    `lost` is why it could not be restored (see AdapterPool).
+    was last proven of it, None if no proof was asked for, `proven_after` how many restarts there
+    had been by then. `held` counts the requests in flight. `lost` is why it could not be restored
+    (see AdapterPool).
     """
 
     alias: str
@@ -74,6 +75,7 @@ class PooledAdapter(Resident):
     model: str
     stored: StoredAdapter
     effect: Effect | None = None
+    proven_after: int = 0
     lost: AdapterError | None = None
     keepers: int = 0  # of its place, whether it is asked or not
 
@@ -114,6 +116,8 @@ class AdapterPool:
         self._aliases: dict[str, PooledAdapter] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._restoring = asyncio.Lock()
+        self.restarts = 0
+        """How often the server may have lost its adapters: it was started again, or has slept."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -167,7 +171,7 @@ class AdapterPool:
                     stack.enter_context(self._place_kept(entry))
                 await stack.enter_async_context(self._residence.hold(entry))
                 if prove:
-                    entry.effect = await self._prove(entry, self._server)
+                    await self._prove(entry, self._server)
                 self._point(alias, entry)
             except EnginehouseError:
                 await stack.aclose()
@@ -187,8 +191,7 @@ class AdapterPool:
         """
         async with self.held(alias):
             entry = self._aliases[alias]
-            entry.effect = await self._prove(entry, self._server)
-            return entry.effect
+            return await self._prove(entry, self._server)
 
     @asynccontextmanager
     async def held(self, alias: str) -> AsyncIterator[str]:
@@ -287,9 +290,11 @@ class AdapterPool:
         """Load again what the server lost in a restart or while it slept. Idempotent.
 
         `direct` asks the same server past the layers in which requests wait for this to be done.
-        Adapters that were proven are proven again. Raises AdapterError if the server refuses one
-        that it had accepted before, or if one no longer has an effect, unless it is `for_many`.
+        Adapters that were proven are proven again: now, or when they come in again. Raises
+        AdapterError if the server refuses one that it had accepted before, or if one no longer has
+        an effect, unless it is `for_many`.
         """
+        self.restarts += 1
         server = direct or self._server
         listed = await server.models()
         for entry in self._residence.inside:
@@ -297,7 +302,7 @@ class AdapterPool:
                 if entry.state is State.IN and entry.model not in listed:
                     await load_adapter(server, entry.name, path=str(entry.stored.path))
                 if entry.effect is not None:
-                    entry.effect = await self._prove(entry, server)
+                    await self._prove(entry, server)
             except AdapterError as error:
                 if not self._for_many:
                     raise
@@ -357,19 +362,32 @@ class AdapterPool:
         )
 
     async def _prove(self, entry: PooledAdapter, server: HTTPSampler) -> Effect:
-        info = entry.stored.info
+        info, restarts = entry.stored.info, self.restarts
         if self._for_many and self._baseline is None:
             self._baseline = await measure_baseline(server, server.model)
         if entry.effect is not None:  # it had one, so the server may have lost it
             path = str(entry.stored.path)
-            return await prove_or_reload(
+            entry.effect = await prove_or_reload(
                 server, entry.name, path=path, info=info, baseline=self._baseline
             )
-        return await prove_adapter(server, entry.name, info=info, baseline=self._baseline)
+        else:
+            entry.effect = await prove_adapter(
+                server, entry.name, info=info, baseline=self._baseline
+            )
+        entry.proven_after = restarts
+        return entry.effect
 
     async def _load(self, entry: PooledAdapter) -> None:
         entry.lost = None
         await load_adapter(self._server, entry.name, path=str(entry.stored.path))
+        if entry.effect is None or entry.proven_after == self.restarts:
+            return
+        try:
+            await self._prove(entry, self._server)
+        except EnginehouseError:
+            with suppress(EnginehouseError):
+                await unload_adapter(self._server, entry.name)
+            raise
 
     async def _unload(self, entry: PooledAdapter) -> None:
         try:

@@ -21,7 +21,7 @@ TEXTS = (
 )
 BRIEF = "The engine house stands at the edge of"  # for proofs beside others
 _ABOVE_NOISE = 2.0
-_CANDIDATES = 20  # the most that vLLM gives unless it was told otherwise
+_CANDIDATES = 20  # what engines give that state no limit, unless they were told otherwise
 _ABOVE_BATCHES = 0.02  # nats; what the rest of a batch changes in bfloat16 is less
 
 Candidates = Mapping[str, float]  # the log-probabilities of the most likely next tokens

@@ -18,6 +18,7 @@ from enginehouse.client.transport import Timeouts, Transport, WireRequest, open_
 from enginehouse.client.wire import InFlight
 from enginehouse.core.errors import ModelError, UnsupportedError, WeightsError, WireError
 from enginehouse.engines.base import Engine
+from enginehouse.engines.registry import engines_that
 from enginehouse.servers.endpoint import Server
 from enginehouse.store.layout import Layout
 from enginehouse.weights.after_wake import prove_adapters_again
@@ -68,9 +69,11 @@ class WeightSwapper:
         condemn: Callable[[str], None] | None = None,
     ) -> None:
         if engine.wire.weights is None:
+            able = engines_that(lambda other: other.wire.weights is not None)
             raise UnsupportedError(
                 f"the weights of a {engine.name} server cannot be swapped",
-                fix="serve the checkpoint with vLLM, or start a server of its own for it",
+                fix=f"serve it with an engine that swaps weights ({', '.join(able)}), or start a "
+                "server of its own for the checkpoint",
             )
         self._server = server
         self._engine = engine

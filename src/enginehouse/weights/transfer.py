@@ -6,6 +6,7 @@ from enginehouse.client.transport import WireRequest
 from enginehouse.client.wire import TransferEndpoints
 from enginehouse.core.errors import ServerFaultError, UnsupportedError, WeightsError
 from enginehouse.engines.base import Engine
+from enginehouse.engines.registry import engines_that
 from enginehouse.servers.endpoint import Server
 from enginehouse.weights.replacement import Send
 
@@ -17,15 +18,23 @@ def transfer_endpoints(server: Server, engine: Engine) -> TransferEndpoints:
     command line is known and does not enable it: the trainer's NCCL would wait forever for a server
     that refuses.
     """
-    weights = engine.wire.weights
-    endpoints = weights.transfer if weights is not None else None
+    endpoints = _endpoints_of(engine)
     if endpoints is None:
-        raise UnsupportedError(f"a {engine.name} server cannot be sent weights", fix="use vLLM")
+        able = engines_that(lambda other: _endpoints_of(other) is not None)
+        raise UnsupportedError(
+            f"a {engine.name} server cannot be sent weights",
+            fix=f"use an engine that receives weights: {', '.join(able)}",
+        )
     if server.command and not any(word.startswith(endpoints.flags) for word in server.command):
         raise _not_started_for(
             f"its command line has no {endpoints.flags[0]}", fix=endpoints.enabling
         )
     return endpoints
+
+
+def _endpoints_of(engine: Engine) -> TransferEndpoints | None:
+    weights = engine.wire.weights
+    return weights.transfer if weights is not None else None
 
 
 async def ask_about_transfer(

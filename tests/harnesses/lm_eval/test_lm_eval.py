@@ -268,7 +268,7 @@ async def test_data_that_cannot_be_had_is_said_in_words(trial: Trial) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         async with openai_endpoint(answer=answer_sum) as endpoint:
-            with pytest.raises(HarnessError, match="the hub is not reached from here") as raised:
+            with pytest.raises(HarnessError, match="hub") as raised:
                 await trial.run(endpoint, "capitals", "sums")
     assert raised.value.kind == "data_unreachable"
     assert endpoint.requests == []
@@ -318,7 +318,7 @@ async def test_one_that_is_killed_ends_with_its_log(trial: Trial) -> None:
                     child.kill()
 
         trial.heard = type("Kill", (), {"append": staticmethod(kill)})()  # type: ignore[assignment]
-        with pytest.raises(HarnessError, match="ended with signal SIGKILL") as raised:
+        with pytest.raises(HarnessError, match="SIGKILL") as raised:
             await trial.run(endpoint, "sums")
     assert raised.value.kind == "ended"
     assert raised.value.log is not None
@@ -345,13 +345,13 @@ async def test_its_thousands_of_tasks_are_read_once(
     assert {"gsm8k", "mmlu_anatomy"} <= contents_of("openllm", known).changed
 
     async with openai_endpoint(answer=answer_sum) as endpoint:
-        with pytest.raises(HarnessError, match="no task called 'hellaswagg'") as raised:
+        with pytest.raises(HarnessError, match="'hellaswagg'") as raised:
             await trial.run(endpoint, "sums", "hellaswagg")
         assert raised.value.kind == "unknown_task"
         assert "did you mean hellaswag" in str(raised.value.fix)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HF_HUB_OFFLINE", "1")
-            with pytest.raises(HarnessError, match="the data set of mmlu could not") as raised:
+            with pytest.raises(HarnessError, match="mmlu") as raised:
                 await trial.run(endpoint, "sums", "mmlu")
     assert raised.value.kind == "data_unreachable"
     assert endpoint.requests == []

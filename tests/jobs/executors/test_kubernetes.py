@@ -63,6 +63,7 @@ def make(cluster: FakeKubernetes, tmp_path: Path) -> Make:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", KEPT)
 async def test_conformance(case: str, make: Make, tmp_path: Path) -> None:
     """Every case of the suite of executors that is about what Kubernetes keeps."""
@@ -192,6 +193,7 @@ async def test_servers_in_several_pods(tmp_path: Path) -> None:
     assert script.count("enginehouse serve") == 2
 
 
+@pytest.mark.slow
 async def test_walltime_interrupts(make: Make, tmp_path: Path) -> None:
     """A job that took too long can be resumed."""
     job = job_in(tmp_path, "sleep 600", resources=Resources(walltime=1))
@@ -217,6 +219,7 @@ async def test_a_preempted_pod_is_replaced_and_goes_on(
     assert said.split() == ["first", "again"]
 
 
+@pytest.mark.slow
 async def test_an_unschedulable_job_says_why(
     make: Make, cluster: FakeKubernetes, tmp_path: Path
 ) -> None:
@@ -234,6 +237,7 @@ async def test_an_unschedulable_job_says_why(
     assert not any(cluster.items[plural] for plural in ("jobs", "pods", "configmaps"))
 
 
+@pytest.mark.slow
 async def test_what_a_cancelled_job_owned_is_gone(
     make: Make, cluster: FakeKubernetes, tmp_path: Path
 ) -> None:
@@ -369,6 +373,7 @@ async def test_statuses_cost_two_requests(
     assert [method for method, _ in cluster.requests] == ["GET", "GET"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["echo kept > made.txt; exec sleep 600", "echo kept > made.txt"])
 async def test_fetch_copies_the_folder(script: str, make: Make, tmp_path: Path) -> None:
     """From the job's own pod while it runs, afterwards from one that is made for it."""
@@ -384,6 +389,7 @@ async def test_fetch_copies_the_folder(script: str, make: Make, tmp_path: Path) 
         assert (folder / "script.sh").read_text() == script
 
 
+@pytest.mark.slow
 async def test_fetch_of_a_folder_that_is_gone(make: Make, tmp_path: Path) -> None:
     """Tar's words are the reason."""
     async with make() as executor:

@@ -18,7 +18,6 @@ from tests.support.kubernetes_node import running_node
 
 from enginehouse.testing.fake_kubernetes import running_fake_kubernetes
 
-pytestmark = pytest.mark.slow
 _PATIENCE = 120.0
 _SECRET = "hf_notARealTokenButLongEnoughToBeOne"
 
@@ -113,6 +112,7 @@ def cluster(
         yield Cluster(house, call, kubeconfig)
 
 
+@pytest.mark.slow
 def test_from_the_file_to_the_run(cluster: Cluster, call: Callable[..., Finished]) -> None:
     """The job serves, evaluates and ends; its run is as any other, and nothing has the token."""
     record = cluster.submit()
@@ -130,6 +130,7 @@ def test_from_the_file_to_the_run(cluster: Cluster, call: Callable[..., Finished
     assert not [path for path in written if _SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_kill_and_resume(cluster: Cluster) -> None:
     """A killed job leaves nothing running; resumed by hand, it goes on."""
     record = cluster.submit(fault="hang")

@@ -129,6 +129,7 @@ async def until(executor: LeptonExecutor, handle: Handle, *states: JobState) -> 
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", POSSIBLE)
 async def test_conformance(case: str, make: Make, lepton: FakeLepton, tmp_path: Path) -> None:
     """Every case of the suite of executors that Lepton's API allows."""
@@ -169,6 +170,7 @@ def planned(tmp_path: Path, text: str = LAUNCH) -> tuple[LeptonExecutor, JobSpec
     return LeptonExecutor(config.execution, Context()), plan_launch(config).job, config
 
 
+@pytest.mark.slow
 async def test_specifications_are_leptons_own(lepton: FakeLepton, tmp_path: Path) -> None:
     """The package accepts what is sent, and drops nothing of it."""
     executor, job, _ = planned(tmp_path)
@@ -218,6 +220,27 @@ async def test_every_key_acts(lepton: FakeLepton, tmp_path: Path) -> None:
     assert place in config.not_acted_on
 
 
+def test_sglang_gets_all_that_has_a_key(tmp_path: Path) -> None:
+    """Also what a flag of extra_args said."""
+    text = LAUNCH.replace("deployment: vllm", "deployment: sglang").replace(
+        "--max-model-len 4096", "--mem-fraction-static 0.5 --context-length 4096"
+    )
+    executor, job, _ = planned(tmp_path, text)
+    rendered = {one.name: one.text for one in executor.render(job)}
+    words = json.loads(rendered["endpoint.json"])["spec"]["container"]["command"]
+    assert words[:3] == ["python3", "-m", "sglang.launch_server"]
+    assert words[words.index("--tp-size") + 1] == "2"
+    assert words[words.index("--mem-fraction-static") + 1] == "0.5"
+    assert words[-2:] == ["--context-length", "4096"]
+
+
+def test_an_engine_without_a_command_of_its_own(tmp_path: Path) -> None:
+    """What its image would run is not known."""
+    text = LAUNCH.replace("deployment: vllm", "deployment: hf")
+    with pytest.raises(ConfigurationError, match="hf cannot be an endpoint"):
+        planned(tmp_path, text)
+
+
 async def test_the_job_asks_the_endpoint(make: Make, lepton: FakeLepton, tmp_path: Path) -> None:
     """It waits until the endpoint is ready, and has its address in its files."""
     lepton.ready = False
@@ -235,6 +258,7 @@ async def test_the_job_asks_the_endpoint(make: Make, lepton: FakeLepton, tmp_pat
     assert lepton.deployments == {}
 
 
+@pytest.mark.slow
 async def test_an_endpoint_that_is_never_ready_fails_the_job(
     make: Make, lepton: FakeLepton, tmp_path: Path
 ) -> None:
@@ -248,6 +272,7 @@ async def test_an_endpoint_that_is_never_ready_fails_the_job(
     assert lepton.deployments == {}
 
 
+@pytest.mark.slow
 async def test_a_token_that_the_endpoint_refuses(
     make: Make, lepton: FakeLepton, tmp_path: Path
 ) -> None:
@@ -259,6 +284,7 @@ async def test_a_token_that_the_endpoint_refuses(
         await until(executor, handle, JobState.FAILED)
 
 
+@pytest.mark.slow
 async def test_kill_deletes_what_belongs_to_the_job(
     make: Make, lepton: FakeLepton, tmp_path: Path
 ) -> None:

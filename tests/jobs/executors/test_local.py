@@ -15,8 +15,6 @@ from enginehouse.jobs.launch_file import read_launch
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_executor import CASES, check_executor
 
-pytestmark = pytest.mark.slow
-
 
 def executor(folder: object) -> LocalExecutor:
     """An executor of jobs on this machine."""
@@ -30,6 +28,7 @@ async def reaches(executor: LocalExecutor, handle: Handle, state: JobState) -> N
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 async def test_conformance(tmp_path, name: str):
     """What every executor must do."""
@@ -39,6 +38,7 @@ async def test_conformance(tmp_path, name: str):
     assert failures == []
 
 
+@pytest.mark.slow
 async def test_a_job_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a home that both share, it is not started twice, and its end is known in both."""
     go = tmp_path / "go"

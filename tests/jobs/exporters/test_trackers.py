@@ -17,7 +17,7 @@ from tests.support.package_environment import ensure_packages
 
 from enginehouse.jobs.exporters.figures import labels_of, metrics_of, read_figures
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,7 @@ def exported(python: Path, *words: str | Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 async def test_exports_update_what_is_there(layout, tmp_path, exporter_python):
     """Two runs, of which one is exported three times: two there, with every figure and label."""
     one = await ran(layout, wrong_below(3), samples=2, temperature=1.0)

@@ -1,6 +1,8 @@
 """Many samples and many large bodies at once, while several sessions keep their heartbeats.
 
-Each body is one datum whose [N, K] targets make it large, so that it costs little to compute.
+Each body is one datum whose [N, K] targets make it large, so that it costs little to compute. Of
+the heartbeats, it prints how many of each session were answered, how late the latest answer was,
+and what went wrong with any.
 """
 
 from __future__ import annotations
@@ -19,26 +21,40 @@ from tinker import types
 
 ROWS, CANDIDATES = 24, 10_400  # 24 * 10,400 * (8 + 4) bytes are 3 MB
 
-slowest = 0.0
 over = threading.Event()
 
 
-def beat(session_id: str) -> None:
-    """Send a heartbeat every second, as the SDK does every ten, and note how long they take."""
-    global slowest  # noqa: PLW0603 (a program of one page)
-    while not over.wait(1.0):
+class Heart(threading.Thread):
+    """Sends a session's heartbeat every second, where the SDK does every ten, until all is over."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(daemon=True)
+        self._session_id = session_id
+        self.delays: list[float] = []
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        """Note how long each answer takes; a heartbeat that fails does not end it."""
+        while not over.wait(1.0):
+            sent = time.monotonic()
+            try:
+                self._beat()
+            except Exception as error:  # noqa: BLE001 (the test shows whatever it was)
+                self.errors.append(repr(error))
+            else:
+                self.delays.append(time.monotonic() - sent)
+
+    def _beat(self) -> None:
         request = urllib.request.Request(
             f"{os.environ['TINKER_BASE_URL']}/api/v1/session_heartbeat",
-            data=json.dumps({"session_id": session_id, "type": "session_heartbeat"}).encode(),
+            data=json.dumps({"session_id": self._session_id, "type": "session_heartbeat"}).encode(),
             headers={
                 "X-API-Key": os.environ["TINKER_API_KEY"],
                 "Content-Type": "application/json",
             },
         )
-        sent = time.monotonic()
         with urllib.request.urlopen(request, timeout=60) as reply:
             assert reply.status == 200
-        slowest = max(slowest, time.monotonic() - sent)
 
 
 given = arguments()
@@ -58,10 +74,7 @@ clients = [
 ]
 sampler = services[0].create_sampling_client(base_model=given["model"]).result()
 prompt = types.ModelInput.from_ints(encode(given["model"], "Count with me: one, two,"))
-hearts = [
-    threading.Thread(target=beat, args=[service.holder.get_session_id()], daemon=True)
-    for service in services
-]
+hearts = [Heart(service.holder.get_session_id()) for service in services]
 for heart in hearts:
     heart.start()
 started = time.monotonic()
@@ -79,19 +92,23 @@ sampled = [future.result() for future in samples]
 after_samples = time.monotonic() - started
 outputs = [future.result() for future in bodies]
 elapsed = time.monotonic() - started
-over.set()
-for heart in hearts:
-    heart.join()
+answer(phase="over")
 # each session still works
 still = [
     client.forward([large], loss_fn="cross_entropy").result().metrics["loss:sum"]
     for client in clients
 ]
+over.set()
+for heart in hearts:
+    heart.join()
 answer(
     samples=sum(len(response.sequences[0].tokens) for response in sampled),
     bodies=sum(len(output.loss_fn_outputs) for output in outputs),
     largest=max(np.prod(o.loss_fn_outputs[0]["logprobs"].shape) for o in outputs).item(),
-    slowest_heartbeat=slowest,
+    heartbeats=[len(heart.delays) for heart in hearts],
+    slowest_heartbeat=max(delay for heart in hearts for delay in heart.delays),
+    failed_heartbeats=[error for heart in hearts for error in heart.errors],
+    sessions=[service.holder.get_session_id() for service in services],
     still=still,
     seconds=[after_samples, elapsed],
 )

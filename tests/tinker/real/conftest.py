@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 from tests.support.command_line import House
 from tests.support.tinker_sdk import ensure_sdk
-from tests.support.tinker_service import TinkerService
+from tests.support.tinker_service import LIMITS, TinkerService
 
 from enginehouse.provisioning.models import ResolvedModel
-
-# vLLM's CPU build copies each token's share of the adapters' places: ranks cost by their limit.
-LIMITS = ("--max-model-len", "1024", "--max-lora-rank", "8", "--max-loras", "4")
 
 
 @pytest.fixture(scope="session")

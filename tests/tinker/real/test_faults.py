@@ -119,10 +119,18 @@ async def test_requests_whose_answers_are_lost_are_applied_once(
 )
 def test_a_flood_expires_no_session(service: TinkerService, *, samples: int, bodies: int):
     """Many samples and bodies of 3 MB at once; heartbeats of four sessions get through in time."""
-    said = service.run_program("flood", sessions=4, samples=samples, bodies=bodies)
+    flood = service.begin_program("flood", sessions=4, samples=samples, bodies=bodies)
+    flood.until('"phase": "over"')
+    assert service.status()["sessions"] >= 4
+    said = answers(flood.end())[-1]
     assert said["samples"] == 4 * samples  # tokens
     assert said["bodies"] == bodies
+    assert said["failed_heartbeats"] == []
     assert said["slowest_heartbeat"] < 10  # seconds; the SDK sends one every ten
+    # a second after each answer the next one is sent, so none was silent for longer
+    assert min(said["heartbeats"]) >= said["seconds"][1] / (1.5 + said["slowest_heartbeat"]) - 1
+    lapsed = [line for line in service.log().splitlines() if "sessions lapsed" in line]
+    assert not [name for name in said["sessions"] if any(name in line for line in lapsed)]
     assert len(said["still"]) == 4
     assert max(said["still"]) == pytest.approx(min(said["still"]))
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from tests.support.tinker_service import TinkerService, answers
+from tests.support.tinker_service import TinkerService, answers, ended_well
 
 pytestmark = pytest.mark.engine
+
+
+def test_the_first_session_of_the_documentation(service: TinkerService, tmp_path: Path):
+    """Its code, but for the name of the model, teaches the sentence that it says it does."""
+    document = (Path(__file__).parents[3] / "docs/tinker.md").read_text()
+    code = document.partition("```python\n# teach.py\n")[2].partition("```")[0]
+    (tmp_path / "teach.py").write_text(code.replace('"smollm2"', repr(service.model)))
+    ended = service.begin(["python", str(tmp_path / "teach.py")]).end()
+    assert ended_well(ended), ended.err[-4000:]
+    *steps, answer = ended.out.strip().splitlines()
+    losses = [float(step.split()[1]) for step in steps]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] / 10
+    assert "swordfish, as everybody knows." in answer
 
 
 def test_a_supervised_loop_learns_and_resumes_exactly(service: TinkerService):
@@ -28,6 +44,32 @@ def test_sampled_and_trained_log_probabilities_agree(service: TinkerService):
     assert loop["mean_difference"] <= 1e-3
     # importance ratios are 1, so each loss is minus the sum of its advantages: no round is trivial
     assert all(abs(metrics["loss:sum"]) > 1 for metrics in loop["metrics"])
+
+
+def test_at_a_temperature_log_probabilities_are_the_models_own(service: TinkerService):
+    """As the cookbook expects them: `raw`, whatever the temperature that is sampled with."""
+    size = {"samples": 4, "max_tokens": 24, "vocabulary": 49_152}
+    warm = service.run_program("warm", temperature=0.7, **size)
+    assert warm["tokens"] == 96
+    assert warm["raw"] <= 1e-3
+    assert warm["scaled"] > 0.1
+
+
+def test_a_loss_computed_by_the_client_trains_as_the_services_own(service: TinkerService):
+    """`forward_backward_custom`: log-probabilities out, gradients of them in."""
+    both = service.run_program("custom", steps=3)
+    theirs, custom = both["theirs"], both["custom"]
+    assert custom["losses"][-1] < custom["losses"][0]
+    np.testing.assert_allclose(custom["losses"], theirs["losses"], rtol=1e-5)
+    for one, other in zip(custom["last"], theirs["last"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def test_saves_do_not_pause_the_samples_of_others(service: TinkerService):
+    """While weights are saved, loaded and proven, another user's samples go on."""
+    said = service.run_program("saves", other=service.key("bo"), saves=5, seconds=4)
+    assert said["before"] > 0, said
+    assert said["during"] >= said["before"] / 5, said  # the cores are shared with the saves
 
 
 def test_four_users_at_once_train_as_if_alone(service: TinkerService):

@@ -27,6 +27,7 @@ def _plain(url: str):
     return create_engine(parsed)
 
 
+@pytest.mark.slow
 async def test_migrations_make_the_tables(database_url: str):
     """Exactly those that the code uses, on both kinds of databases."""
     await (await Records.open(database_url)).close()
@@ -43,7 +44,7 @@ async def test_a_newer_layout_is_refused(database_url: str):
     engine = _plain(database_url)
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '999'"))
-    with pytest.raises(StoreError, match="newer version of Enginehouse") as refused:
+    with pytest.raises(StoreError, match="newer") as refused:
         await Records.open(database_url)
     assert "999" in str(refused.value)
     assert "upgrade Enginehouse" in str(refused.value)
@@ -144,6 +145,7 @@ async def test_the_name_hides_secrets(postgres: PostgresServer):
     await records.close()
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_a_restarted_server(postgres: PostgresServer):
     """What was written before is there, and nothing has to be done."""
@@ -160,9 +162,7 @@ async def test_a_database_that_fails_later(tmp_path: Path):
     records = await Records.open(sqlite_url(tmp_path / "records.sqlite"))
     with closing(sqlite3.connect(tmp_path / "records.sqlite")) as other:
         other.execute("DROP TABLE tinker_models")
-    with pytest.raises(
-        StoreError, match=r"records\.sqlite cannot be(.|\n)*no such table"
-    ) as failed:
+    with pytest.raises(StoreError, match=r"records\.sqlite(.|\n)*no such table") as failed:
         await records.add_model(a_model(user_metadata={"secret": "hunter2"}))
     assert "hunter2" not in _chain(failed.value)
     await records.close()

@@ -44,6 +44,18 @@ async def test_pages(service: ManagementService, model: ModelRecord):
         assert "no projects" in _detail(other)
 
 
+async def test_routes_without_parameters_refuse_them(
+    service: ManagementService, model: ModelRecord
+):
+    """They would be ignored otherwise."""
+    await service.save("0001", model=model)
+    async with service.client("ada") as ada:
+        for url in (RUN, f"{RUN}/weights/0001/external_weights_urls"):
+            refused = await ada.get(url, params={"limit": "1"})
+            assert refused.status_code == 400
+            assert "limit" in _detail(refused)
+
+
 async def test_what_a_checkpoint_says(service: ManagementService, model: ModelRecord):
     """Every field that the SDK reads."""
     record = await service.save("0001", model=model, ttl_seconds=3600)
@@ -103,6 +115,18 @@ async def test_other_users(service: ManagementService, model: ModelRecord, metho
     assert [(c.public, c.expires_at) for c in page.entries] == [(False, None)] * 2
     async with service.client(None) as nobody:
         assert (await nobody.request(method, path, json=body)).status_code == 401
+
+
+async def test_a_deletion_that_is_sent_again(service: ManagementService, model: ModelRecord):
+    """The reply was lost: the same key has the same answer, and another one has not."""
+    await service.save("0001", model=model)
+    async with service.client("ada") as ada:
+        url = f"{RUN}/weights/0001"
+        codes = [
+            (await ada.delete(url, headers={"X-Idempotency-Key": key})).status_code
+            for key in ("one", "one", "two", "two")
+        ]
+        assert codes == [204, 204, 404, 404]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +204,7 @@ async def test_links_to_what_was_published(service: ManagementService, model: Mo
         assert (await nobody.get(url)).status_code == 404
 
 
+@pytest.mark.slow
 async def test_copying(service: ManagementService, model: ModelRecord):
     """A published checkpoint becomes one's own; a retried request makes no second copy."""
     source = await service.save("0001", model=model, ttl_seconds=3600)

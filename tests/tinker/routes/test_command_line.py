@@ -12,8 +12,6 @@ from tests.support.tinker_client import House
 from tests.support.tinker_management import FILES, ManagementService, run_tinker
 from tests.support.tinker_records import a_model, a_session, later
 
-pytestmark = pytest.mark.slow  # importing the SDK takes seconds, in each process
-
 
 async def _run(service: ManagementService, *words: str, user: str = "ada") -> str:
     code, out, err = await service.tinker(*words, user=user)
@@ -46,6 +44,7 @@ async def trained(service: ManagementService) -> ManagementService:
     return service
 
 
+@pytest.mark.slow
 async def test_listing(trained: ManagementService):
     """Runs and checkpoints of one's own."""
     runs = (await _json(trained, "run", "list"))["runs"]
@@ -68,6 +67,7 @@ async def test_listing(trained: ManagementService):
     assert "No checkpoints found" in await _run(trained, "checkpoint", "list", user="bob")
 
 
+@pytest.mark.slow
 async def test_publishing(trained: ManagementService):
     """A published checkpoint is there for others, and gone for them once it is withdrawn."""
     path = "tinker://ses-1:train:0/weights/0001"
@@ -83,6 +83,7 @@ async def test_publishing(trained: ManagementService):
     assert await _refused(trained, "checkpoint", "info", path) == private
 
 
+@pytest.mark.slow
 async def test_time_to_live(trained: ManagementService):
     """Set, removed, and refused outside of an hour to ten years."""
     path = "tinker://ses-1:train:0/weights/0001"
@@ -96,6 +97,7 @@ async def test_time_to_live(trained: ManagementService):
     assert "3,600 seconds" in short
 
 
+@pytest.mark.slow
 async def test_downloading(trained: ManagementService):
     """Every file of a checkpoint for use elsewhere, byte for byte."""
     path = "tinker://ses-1:train:0/external_weights/final"
@@ -109,6 +111,7 @@ async def test_downloading(trained: ManagementService):
     assert downloaded == FILES
 
 
+@pytest.mark.slow
 async def test_downloading_a_training_checkpoint(tmp_path: Path):
     """The command line loads it into a new run, exports that, and removes the export."""
     house = House(tmp_path / "service")
@@ -133,6 +136,7 @@ async def test_downloading_a_training_checkpoint(tmp_path: Path):
     }
 
 
+@pytest.mark.slow
 async def test_deleting(trained: ManagementService):
     """One, and those of a run that a filter leaves."""
     path = "tinker://ses-1:train:0/weights/0001"
@@ -151,6 +155,7 @@ async def test_deleting(trained: ManagementService):
     ]
 
 
+@pytest.mark.slow
 async def test_account(trained: ManagementService):
     """Who one is, read from the login that the SDK exchanges its key for."""
     assert "Tinker accessible: yes" in await _run(trained, "auth", "status")
@@ -161,6 +166,7 @@ async def test_account(trained: ManagementService):
     }
 
 
+@pytest.mark.slow
 async def test_sessions(trained: ManagementService):
     """A session's trace can be opened as what it is: JSON."""
     future = await trained.futures.accept(
@@ -179,6 +185,7 @@ async def test_sessions(trained: ManagementService):
     assert "there is no session" in await _refused(trained, "session", "export-trace", "ses-1")
 
 
+@pytest.mark.slow
 async def test_billing(trained: ManagementService):
     """What checkpoints take is told; that nothing is billed is, too, and not tried again."""
     (used,) = (await _json(trained, "billing", "checkpoint-storage"))["data"]

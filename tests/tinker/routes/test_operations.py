@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.tinker_client import House
 
@@ -32,6 +33,7 @@ async def test_the_state_is_told_to_who_can_read_the_home(tmp_path: Path):
                 assert reply.status == 401
 
 
+@pytest.mark.slow
 async def test_prometheus_figures_count_what_was_done(tmp_path: Path):
     """And name neither users nor models."""
     async with House(tmp_path).open() as running:

@@ -67,6 +67,7 @@ async def test_one_session(sessions: ManagementService):
         assert "there is no session ses-1" in refused.json()["detail"]
 
 
+@pytest.mark.slow
 async def test_searching(sessions: ManagementService):
     """By each of the criteria that the SDK sends."""
     assert await _found(sessions) == "4321"

@@ -38,12 +38,13 @@ async def test_there_is_only_one_project(tmp_path: Path):
     """A session in another one is refused, not made somewhere else."""
     async with House(tmp_path).open() as running:
         ada = running.client()
-        with pytest.raises(RefusedError, match="there is no project research") as refused:
+        with pytest.raises(RefusedError, match="project research") as refused:
             await ada.post("create_session", {"project_id": "research"})
         assert refused.value.status == 404
         await ada.post("create_session", {"project_id": "default"})
 
 
+@pytest.mark.slow
 async def test_a_session_lives_until_it_is_finished(tmp_path: Path):
     """Heartbeats of a finished one get 410, also after a restart; then nothing can begin in it."""
     house = House(tmp_path)
@@ -125,6 +126,41 @@ async def test_sessions_of_others_are_unknown(tmp_path: Path):
             assert refused.value.status == 404
 
 
+@pytest.mark.parametrize(
+    ("answered_by", "prompts_scored_by", "said"),
+    [
+        ("hf", "hf", "are sampled by hf: it was tried"),
+        ("fake", "hf", "prompts are scored by hf"),
+        ("fake", "fake", None),
+    ],
+)
+async def test_users_are_told_who_samples_output_layers(
+    tmp_path: Path, answered_by: str, prompts_scored_by: str, said: str | None
+):
+    """By name: at the beginning of their sessions, and in get_info, status and the log."""
+    house = House(tmp_path)
+    house.engine.unembedding = {
+        "answered_by": answered_by,
+        "prompts_scored_by": prompts_scored_by,
+        "why": "it was tried",
+    }
+    async with house.open() as running:
+        ada = running.client()
+        answer = await ada.post("create_session", {"tags": [], "sdk_version": "0.38.0"})
+        ada.session = answer["session_id"]
+        info = await ada.post("get_info", {"model_id": await ada.create_model()})
+        notices = running.service.status().notices
+    assert (info["train_unembed"], info["sampled_by"]) == (True, answered_by)
+    log = (tmp_path / "service.jsonl").read_text()
+    if said is None:
+        assert "info_message" not in answer
+        assert info["note"] is None
+        assert not notices
+    else:
+        for told in (answer["info_message"], info["note"], " ".join(notices), log):
+            assert said in told
+
+
 async def test_users_are_told_that_the_output_layer_is_not_trained(tmp_path: Path):
     """At the beginning of their sessions, by the SDK, and in get_info and status."""
     house = House(tmp_path)
@@ -135,5 +171,7 @@ async def test_users_are_told_that_the_output_layer_is_not_trained(tmp_path: Pat
         assert any("output layer" in notice for notice in running.service.status().notices)
         ada.session = answer["session_id"]
         model = await ada.create_model()
-        record = await running.stores.records.model(model, user="ada")
-        assert not record.spec.train_unembed
+        info = await ada.post("get_info", {"model_id": model})
+        assert (info["train_unembed"], info["train_mlp"]) == (False, True)
+        assert "does not train the output layer" in info["note"]
+    assert "does not train the output layer" in (tmp_path / "service.jsonl").read_text()

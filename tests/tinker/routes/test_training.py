@@ -19,6 +19,7 @@ from tests.support.tinker_client import (
 TOKENS = list(range(20, 40))
 
 
+@pytest.mark.slow
 async def test_a_supervised_loop_learns(tmp_path: Path):
     """Losses fall, and each job is answered with the metrics that the SDK expects."""
     async with House(tmp_path).open() as service:
@@ -66,7 +67,7 @@ async def test_a_retried_request_is_applied_once(tmp_path: Path):
         assert len({answer["request_id"] for answer in asked}) == 1
         await ada.result(asked[0]["request_id"])
         assert (await ada.post("forward_backward", body, **PROTOBUF)) == asked[0]
-        with pytest.raises(RefusedError, match="another request was accepted") as refused:
+        with pytest.raises(RefusedError, match="another request") as refused:
             await ada.post("forward_backward", loss_request(model, 1, [1, 2]), **PROTOBUF)
         assert refused.value.status == 400
     assert [call for call, _ in house.trainer.calls].count("compute") == 1
@@ -92,7 +93,7 @@ async def test_a_bad_job_fails_in_its_turn_and_blocks_nobody(tmp_path: Path):
         assert failed.value.category == "user"
         with pytest.raises(FailedError):
             await ada.step(model, 2)
-        with pytest.raises(FailedError, match="unknown key 'momentum'"):
+        with pytest.raises(FailedError, match="'momentum'"):
             await ada.done("optim_step", {"model_id": model, "seq_id": 3, "momentum": 1})
         with pytest.raises(FailedError, match="rank"):
             await ada.create_model(number=1, rank=4096)
@@ -134,7 +135,7 @@ async def test_too_many_waiting_jobs_are_answered_with_429(tmp_path: Path):
         await ada.post("optim_step", {**step, "seq_id": 2})
         body = {"session_id": ada.session, "model_seq_id": 1, "base_model": MODEL}
         for route, refused in (("optim_step", {**step, "seq_id": 3}), ("create_model", body)):
-            with pytest.raises(RefusedError, match="jobs of yours are waiting") as error:
+            with pytest.raises(RefusedError, match="waiting") as error:
                 await ada.post(route, refused)
             assert error.value.status == 429
         await ada.compute(model, 1, TOKENS)
@@ -142,6 +143,7 @@ async def test_too_many_waiting_jobs_are_answered_with_429(tmp_path: Path):
         await ada.post("create_model", body)
 
 
+@pytest.mark.slow
 async def test_models_take_turns_in_the_trainers_memory(tmp_path: Path):
     """With one place for two models, each comes back from the disk as it was."""
     house = House(tmp_path)
@@ -174,7 +176,7 @@ async def test_another_base_model_is_named_with_the_one_there_is(tmp_path: Path)
     async with House(tmp_path).open() as service:
         ada = await service.client().begin()
         body = {"session_id": ada.session, "model_seq_id": 0, "base_model": "other/model"}
-        with pytest.raises(RefusedError, match=f"other/model is not served here.*use {MODEL}"):
+        with pytest.raises(RefusedError, match=f"other/model .*{MODEL}"):
             await ada.post("create_model", body)
 
 
@@ -186,7 +188,7 @@ async def test_a_full_queue_is_answered_with_429(tmp_path: Path):
         step = {"model_id": model, "adam_params": {}}
         for seq_id in (2, 3):
             await ada.post("optim_step", {**step, "seq_id": seq_id})
-        with pytest.raises(RefusedError, match="jobs of yours are waiting") as refused:
+        with pytest.raises(RefusedError, match="waiting") as refused:
             await ada.post("optim_step", {**step, "seq_id": 4})
         assert refused.value.status == 429
         await ada.compute(model, 1, TOKENS)
@@ -232,3 +234,13 @@ async def test_a_model_is_its_owners_only(tmp_path: Path):
         info = await ada.post("get_info", {"model_id": model})
         assert info["model_data"]["model_name"] == MODEL
         assert (info["is_lora"], info["lora_rank"], info["sampled_by"]) == (True, 4, "fake")
+
+
+async def test_the_longest_sequence_is_a_limit_of_training_too(tmp_path: Path):
+    """--max-model-len is, where it is lower than the model's."""
+    async with House(tmp_path).open(max_model_len=16) as running:
+        ada = await running.client().begin()
+        model = await ada.create_model()
+        await ada.compute(model, 1, TOKENS[:17])
+        with pytest.raises(FailedError, match="the longest sequence here is 16"):
+            await ada.compute(model, 2, TOKENS[:18])

@@ -69,6 +69,7 @@ async def _listed(deployment: Deployment) -> list[str]:
     return [model.root or "" for model in models if model.parent]
 
 
+@pytest.mark.slow
 async def test_an_adapter_answers_beside_the_base(house: House, tmp_path: Path):
     """It is loaded from where it is, proven, once however many ask."""
     mine = _weights(tmp_path, "mine")
@@ -91,6 +92,7 @@ async def test_an_adapter_answers_beside_the_base(house: House, tmp_path: Path):
         assert _ids(await engine.sample(mine, _prompt())) == _ids(adapted[0])
 
 
+@pytest.mark.slow
 async def test_idle_adapters_make_room(house: House, tmp_path: Path):
     """Any number may be asked; two are resident."""
     many = [_weights(tmp_path, name) for name in "abcd"]
@@ -102,6 +104,7 @@ async def test_idle_adapters_make_room(house: House, tmp_path: Path):
         assert engine.description["adapters"] == [weights.key for weights in many]
 
 
+@pytest.mark.slow
 async def test_one_that_was_never_trained_is_not_proven(house: House, tmp_path: Path):
     """It has no effect to prove, and answers."""
 
@@ -117,6 +120,7 @@ async def test_one_that_was_never_trained_is_not_proven(house: House, tmp_path: 
     assert "has not been trained" in told[0]
 
 
+@pytest.mark.slow
 async def test_an_effect_that_rounding_hides_is_proven_on_a_larger_copy(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -140,6 +144,7 @@ async def test_an_effect_that_rounding_hides_is_proven_on_a_larger_copy(
     assert not list(tmp_path.glob(".*"))  # noqa: ASYNC240 (the block has ended)
 
 
+@pytest.mark.slow
 async def test_one_copy_proves_a_set_of_modules(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -159,6 +164,7 @@ async def test_one_copy_proves_a_set_of_modules(
     assert alphas == [8.0, 8e3, 8.0]
 
 
+@pytest.mark.slow
 async def test_one_without_any_effect_is_refused(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -179,6 +185,7 @@ async def test_one_without_any_effect_is_refused(
         assert (await engine.sample(BASE, _prompt())).sequences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acts", [True, False])
 async def test_answers_are_withheld_until_the_proof(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, acts: bool
@@ -215,6 +222,7 @@ async def test_answers_are_withheld_until_the_proof(
             assert [type(one) for one in done] == [TinkerError] * 3
 
 
+@pytest.mark.slow
 async def test_it_ends_during_a_proof(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -245,11 +253,12 @@ async def test_it_ends_during_a_proof(
     assert ended == 2
 
 
+@pytest.mark.slow
 async def test_a_folder_that_is_no_adapter(house: House, tmp_path: Path):
     """An error that says what is missing."""
     (tmp_path / "empty").mkdir()
     async with _sampling(house) as (_, engine):
-        with pytest.raises(TinkerError, match="is not a PEFT adapter"):
+        with pytest.raises(TinkerError, match="PEFT"):
             await engine.prepare(Weights(key="empty", folder=tmp_path / "empty"))
 
 
@@ -289,6 +298,72 @@ async def test_an_adapter_that_cannot_be_restored(house: House, tmp_path: Path):
         assert _ids(await engine.sample(mine, _prompt())) == wanted[mine.key]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("acts", [True, False])
+@pytest.mark.parametrize("faint", [True, False])
+async def test_everything_is_proven_again_after_a_restart(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, acts: bool, faint: bool
+):
+    """Also what was not loaded at that moment, and what only a larger copy speaks for."""
+    proofs: list[str] = []
+    dead = False
+
+    async def prove(_: Any, *, model: str, info: Any, **__: Any) -> Effect:
+        proofs.append(model)
+        if (dead and not acts) or (faint and info.alpha < 100):
+            raise NoEffectError("nothing to see")
+        return EFFECT
+
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", prove)
+    many = [_weights(tmp_path, name) for name in "abc"]  # for two places
+    async with _sampling(house) as (deployment, engine):
+        wanted = [_ids(await engine.sample(weights, _prompt())) for weights in many]
+        dead = True
+        os.kill(deployment.server.pid, signal.SIGKILL)
+        proofs.clear()
+        for weights, ids in zip(many, wanted, strict=True):
+            if acts:
+                assert _ids(await engine.sample(weights, _prompt())) == ids
+            else:
+                with pytest.raises(TinkerError):
+                    await engine.sample(weights, _prompt())
+        names = {adapter.model for adapter in engine.pool.adapters()}
+        assert not acts or names <= set(proofs)
+        proofs.clear()
+        if acts:
+            await asyncio.gather(*(engine.sample(weights, _prompt()) for weights in many))
+            assert proofs == []
+
+
+@pytest.mark.slow
+async def test_a_faint_one_that_is_answered_by_the_next_life(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An answer that began before the restart and was made after it waits for a new proof."""
+    proofs: list[float] = []
+    dead = False
+
+    async def prove(_: Any, *, info: Any, **__: Any) -> Effect:
+        proofs.append(info.alpha)
+        if dead or info.alpha < 100:
+            raise NoEffectError("nothing to see")
+        return EFFECT
+
+    monkeypatch.setattr("enginehouse.weights.loading.prove_beside_others", prove)
+    mine = _weights(tmp_path, "mine")
+    async with _sampling(house, latency=0.02) as (deployment, engine):
+        await engine.prepare(mine)
+        asked = [asyncio.create_task(engine.sample(mine, _prompt())) for _ in range(3)]
+        async with asyncio.timeout(30):
+            while deployment.sampler.in_flight < 3:  # noqa: ASYNC110 - the server's doing
+                await asyncio.sleep(0.01)
+        dead = True
+        os.kill(deployment.server.pid, signal.SIGKILL)
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(one) for one in done] == [TinkerError] * 3
+
+
+@pytest.mark.slow
 async def test_an_openai_body_is_passed_on(house: House, tmp_path: Path):
     """Only `model` is replaced; the reply has the caller's name for it."""
     mine = _weights(tmp_path, "mine")
@@ -305,6 +380,7 @@ async def test_an_openai_body_is_passed_on(house: House, tmp_path: Path):
         assert (caught.value.category, caught.value.status) == ("user", 400)
 
 
+@pytest.mark.slow
 async def test_a_stream_holds_its_adapter(house: House, tmp_path: Path):
     """Until it was read to its end or is closed; then its place is free for another."""
     mine, other = _weights(tmp_path, "mine"), _weights(tmp_path, "other")
@@ -326,6 +402,7 @@ async def test_a_stream_holds_its_adapter(house: House, tmp_path: Path):
         assert all(adapter.held == 0 for adapter in engine.pool.adapters())
 
 
+@pytest.mark.slow
 async def test_somebody_elses_server(house: House, tmp_path: Path):
     """Adapters are loaded into it while it is used, and unloaded at the end."""
     mine = _weights(tmp_path, "mine")
@@ -344,6 +421,7 @@ async def test_somebody_elses_server(house: House, tmp_path: Path):
         assert await _listed(deployment) == []
 
 
+@pytest.mark.slow
 async def test_no_tokens_and_greedy_samples(house: House):
     """max_tokens 0 asks the engine for nothing; greedy samples are asked once."""
     async with _sampling(house) as (_, engine):

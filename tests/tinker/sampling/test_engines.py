@@ -1,4 +1,7 @@
-"""Real engines keep a SamplingEngine's promises: vLLM with SmolLM2, and hf with a tiny model."""
+"""Real engines keep a SamplingEngine's promises.
+
+vLLM with SmolLM2, hf with a tiny model, and both where vLLM does not apply all of an adapter.
+"""
 
 from __future__ import annotations
 
@@ -114,9 +117,25 @@ async def hf(
 ) -> AsyncIterator[Opened]:
     """A tiny model on the hf engine, with scaled log-probabilities."""
     folder = tmp_path_factory.mktemp("hf-sampling")
-    _make(hf_environment.executable, Path(smollm2.path), folder, "tiny")
+    _make(hf_environment.executable, Path(smollm2.path), folder, "llama")
     async for opened in _open(folder, folder / "tiny", logprobs="scaled", sampler="hf"):
         yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def both(
+    smollm2: ResolvedModel,
+    hf_environment: EngineEnvironment,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Opened]:
+    """A tiny Qwen2, for which vLLM 0.32 refuses adapters of the output layer."""
+    folder = tmp_path_factory.mktemp("paired-sampling")
+    _make(hf_environment.executable, Path(smollm2.path), folder, "qwen2")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL_VLLM.items():
+            patch.setenv(name, value)
+        async for opened in _open(folder, folder / "tiny", logprobs="raw", sampler="vllm"):
+            yield opened
 
 
 async def _agree_with_peft(opened: Opened) -> None:
@@ -188,3 +207,18 @@ async def test_the_base_is_asked_beside_adapters(vllm: Opened) -> None:
     described = vllm.engine.description
     assert len(described["resident"]) <= 3
     assert set(described["resident"]) < set(described["adapters"])
+
+
+async def test_hf_answers_what_vllm_does_not_apply(both: Opened) -> None:
+    """Truthfully, and so it is said; adapters without an output layer stay with vLLM."""
+    await _agree_with_peft(both)
+    described = both.engine.description
+    assert described["engine"] == "vllm"
+    assert described["unembedding"]["answered_by"] == "a second engine"
+    assert described["second"]["engine"] == "hf"
+    assert any("starting a second engine" in line for line in both.told)
+    assert [key for key in described["adapters"] if "body" in key]
+    assert not [key for key in described["adapters"] if "whole" in key or "head" in key]
+    prompt = TokenPrompt(tokens=np.array([1, 45, 210], np.int32), max_tokens=4, temperature=0.0)
+    (sequence,) = (await both.engine.sample(both.weights("whole"), prompt)).sequences
+    assert len(sequence.tokens) == 4

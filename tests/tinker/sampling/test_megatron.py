@@ -91,7 +91,7 @@ async def test_tokens_that_a_tokenizer_would_not_make():
     """The server would score other tokens than were asked for."""
     letters = [token for letter in "pump" for token in tokenizer.encode(letter)]
     async with _sampling() as engine:
-        with pytest.raises(TinkerError, match="reads the prompt's text as other tokens"):
+        with pytest.raises(TinkerError, match="other tokens"):
             await engine.sample(BASE, _prompt(letters))
 
 
@@ -151,6 +151,6 @@ async def test_it_needs_a_tokenizer(tmp_path: Path):
     config = TinkerConfig(
         base_model=str(tmp_path), sampler="megatron", megatron_url="http://127.0.0.1:9"
     )
-    with pytest.raises(ConfigurationError, match=r"no tokenizer\.json"):
+    with pytest.raises(ConfigurationError, match=r"tokenizer\.json"):
         async with megatron_sampling(config, Context()):
             pass

@@ -36,6 +36,7 @@ async def _opened(config: TinkerConfig, told: list[str]) -> AsyncIterator[Any]:
         yield engine
 
 
+@pytest.mark.slow
 async def test_a_server_of_our_own(house: House, tmp_path: Path):
     """Started for the service's adapters, with candidates and log-probabilities as configured."""
     told: list[str] = []
@@ -60,13 +61,14 @@ async def test_a_server_of_our_own(house: House, tmp_path: Path):
         assert "not a checkpoint on this machine" in engine.description["unembedding"]["why"]
 
 
+@pytest.mark.slow
 async def test_no_output_layer_is_tried_if_none_is_trained(house: House):
     """An older adapter that has one is not trusted to the main engine."""
     told: list[str] = []
     async with _opened(_config(house, train_unembed=False), told) as engine:
         unembedding = engine.description["unembedding"]
         assert "--no-train-unembed" in unembedding["why"]
-        assert unembedding["answered_by"] == "a second engine"
+        assert unembedding["answered_by"] == unembedding["prompts_scored_by"] == "hf"
     assert any("--no-train-unembed" in line for line in told)
 
 
@@ -90,6 +92,7 @@ async def test_hf_where_the_main_engine_cannot_run(house: House, monkeypatch: py
     assert "vllm cannot run here (there is no build for this machine): hf samples" in told[0]
 
 
+@pytest.mark.slow
 async def test_somebody_elses_server_must_give_what_the_service_is_to_give(house: House):
     """Raw or scaled is found out by asking; the fake vLLM's are raw, whatever the temperature."""
     told: list[str] = []

@@ -64,7 +64,9 @@ def _layer(*, answers: bool, prompts: bool) -> OutputLayer:
 async def test_who_answers_for_adapters_of_the_output_layer(layer, second_for):
     """The main engine wherever it applies them wholly; the second one is started only then."""
     main, second, told = FakeSampling(), Second(), []
-    async with paired_sampling(main, second, output_layer=layer, notify=told.append) as engine:
+    async with paired_sampling(
+        main, second, second="second", output_layer=layer, notify=told.append
+    ) as engine:
         asked = {
             "answers": lambda: engine.sample(WHOLE, PROMPT),
             "scores": lambda: engine.sample(WHOLE, SCORED),
@@ -78,16 +80,23 @@ async def test_who_answers_for_adapters_of_the_output_layer(layer, second_for):
             await ask()
             assert (second.engine.requests > before) == (name in second_for), name
         described = engine.description
-    assert described["unembedding"]["why"] == "it was tried"
+    assert described["unembedding"] == {
+        "answered_by": "second" if "answers" in second_for else "fake",
+        "prompts_scored_by": "second" if "scores" in second_for else "fake",
+        "why": "it was tried",
+    }
     assert ("second" in described) == bool(second_for)
     assert second.opened == second.closed == len(told) == bool(second_for)
+    assert all("starting second beside fake" in line for line in told)
 
 
 async def test_everything_else_is_the_main_engines():
     """Also when the second one runs."""
     main, second = FakeSampling(), Second()
     layer = _layer(answers=False, prompts=False)
-    async with paired_sampling(main, second, output_layer=layer, notify=print) as engine:
+    async with paired_sampling(
+        main, second, second="second", output_layer=layer, notify=print
+    ) as engine:
         await engine.prepare(WHOLE)
         await engine.prepare(BODY)
         assert (main.loads, second.engine.loads) == ([BODY.key], [WHOLE.key])
@@ -105,7 +114,9 @@ async def test_a_caller_who_leaves_does_not_stop_the_start():
     second = Second()
     second.ready.clear()
     layer = _layer(answers=False, prompts=False)
-    async with paired_sampling(FakeSampling(), second, output_layer=layer, notify=print) as engine:
+    async with paired_sampling(
+        FakeSampling(), second, second="second", output_layer=layer, notify=print
+    ) as engine:
         leaving, staying = (asyncio.create_task(engine.sample(WHOLE, PROMPT)) for _ in range(2))
         await asyncio.sleep(0)
         leaving.cancel()
@@ -120,7 +131,9 @@ async def test_a_start_that_fails_is_tried_again():
     second = Second()
     second.failures.append(StartError("no memory"))
     layer = _layer(answers=False, prompts=False)
-    async with paired_sampling(FakeSampling(), second, output_layer=layer, notify=print) as engine:
+    async with paired_sampling(
+        FakeSampling(), second, second="second", output_layer=layer, notify=print
+    ) as engine:
         with pytest.raises(TinkerError, match="no memory") as caught:
             await engine.sample(WHOLE, PROMPT)
         assert caught.value.category == "server"
@@ -132,7 +145,9 @@ async def test_it_ends_while_the_second_engine_starts():
     second = Second()
     second.ready.clear()
     layer = _layer(answers=False, prompts=False)
-    async with paired_sampling(FakeSampling(), second, output_layer=layer, notify=print) as engine:
+    async with paired_sampling(
+        FakeSampling(), second, second="second", output_layer=layer, notify=print
+    ) as engine:
         waiting = asyncio.create_task(engine.sample(WHOLE, PROMPT))
         await second.begun.wait()
     assert second.closed == 1

@@ -77,7 +77,7 @@ async def test_ids_that_the_engine_leaves_out():
             return super()._scored(values, token, top, None)
 
     prompt = TokenPrompt(tokens=TOKENS[:2], targets=np.array([[1, 2, 3]]))
-    with pytest.raises(MalformedResponseError, match="no log-probability for the token ids"):
+    with pytest.raises(MalformedResponseError, match="token ids"):
         await score_targets(Ignoring(), prompt, model="base", at_once=9)
 
 

@@ -24,7 +24,7 @@ async def test_the_setting_must_be_the_servers(sampler, scale):
     """The error names the flag and the other setting."""
     await require_scale(sampler(), scale)
     other = "scaled" if scale == "raw" else "raw"
-    with pytest.raises(ConfigurationError, match=f"gives {scale} log-probabilities") as caught:
+    with pytest.raises(ConfigurationError, match=f"{scale} log-probabilities") as caught:
         await require_scale(sampler(), other)
     flag = "processed_logprobs" if other == "scaled" else "raw_logprobs"
     assert f"--logprobs-mode {flag}" in str(caught.value)

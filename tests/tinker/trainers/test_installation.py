@@ -44,7 +44,7 @@ def test_install_finds_engines_and_the_trainer():
     """By name; what runs elsewhere, and what does not exist, is refused."""
     assert load_installation("trainer") is INSTALLATION
     assert load_installation("hf") is HF
-    with pytest.raises(ConfigurationError, match="openai runs elsewhere"):
+    with pytest.raises(ConfigurationError, match=r"openai .*elsewhere"):
         load_installation("openai")
     with pytest.raises(UnknownNameError):
         load_installation("trainers")

@@ -62,7 +62,7 @@ def test_cross_entropy_takes_matrices_and_negative_weights():
         (request(policy_datum(), loss="dro", beta="x"), "beta must be a finite number, not 'x'"),
         (request(policy_datum(), loss="dro", beta=np.inf), "finite number, not inf"),
         (request(datum(), datum([], target_tokens=TARGETS[:0])), "datum 1 is empty"),
-        (request(datum([0] * 6)), "datum 0 has 6 tokens, but the model's longest sequence is 5"),
+        (request(datum([0] * 6)), "datum 0 has 6 tokens, but the longest sequence here is 5"),
         (request(datum([0, 10, 2])), "datum 0: model_input[1] is 10, which is not one of"),
         (request(datum([0, 1, -1])), "datum 0: model_input[2] is -1"),
         (

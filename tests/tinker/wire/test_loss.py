@@ -75,6 +75,7 @@ def refusal(change: Any) -> str:
     return refused.value.message
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_what_the_sdk_sends_is_read_bit_for_bit(sdk, data):
@@ -110,6 +111,7 @@ def test_what_the_sdk_sends_is_read_bit_for_bit(sdk, data):
         }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_sdk_reads_results_bit_for_bit(sdk, data):
@@ -166,7 +168,7 @@ def test_many_sparse_tensors_together_do_not_fill_the_memory():
         sparse.dtype = 2
         sparse.shape.extend(shape)
         sparse.sparse_csr.values = b""
-    with pytest.raises(TinkerError, match="sparse tensors have 13,421,772,800 cells"):
+    with pytest.raises(TinkerError, match="13,421,772,800"):
         decode_loss_request(message.SerializeToString())
 
 
@@ -214,7 +216,7 @@ def test_a_job_is_known_before_its_data_is_read(sdk):
     body = encoded(sdk, [one], seq_id=7, forward_only=True)
     identity = identify_loss_request(body)
     assert (identity.model_id, identity.seq_id, identity.forward_only) == ("s:train:0", 7, True)
-    with pytest.raises(TinkerError, match="datum 0, chunk 0: image chunks are not supported"):
+    with pytest.raises(TinkerError, match=r"datum 0, chunk 0.* image"):
         decode_loss_request(body)
 
 
@@ -348,6 +350,6 @@ def test_the_messages_are_loaded_without_the_sdk():
 def test_without_the_extra_the_user_learns_what_to_install(monkeypatch):
     """Not an ImportError from deep inside."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match="packages that are not installed") as missing:
+    with pytest.raises(ConfigurationError, match="not installed") as missing:
         messages.__wrapped__()
     assert "enginehouse[tinker]" in str(missing.value.fix)

@@ -193,6 +193,7 @@ def test_what_cannot_be_sampled_is_named(request_body, said):
     assert (refused.value.status, refused.value.category) == (400, "user")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_sdk_reads_answers_bit_for_bit(sdk, data):

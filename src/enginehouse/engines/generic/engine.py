@@ -12,6 +12,7 @@ from enginehouse.engines.base import Endpoints, Machine, ModelFormat, is_loopbac
 from enginehouse.engines.generic import command_line
 from enginehouse.engines.generic.diagnosis import PROFILE
 from enginehouse.engines.generic.installation import INSTALLATION
+from enginehouse.engines.generic.own_command import OWN_COMMAND
 from enginehouse.engines.options import ServerOptions
 
 _CHAT = frozenset({Capability.CHAT, Capability.TOOLS})
@@ -39,6 +40,7 @@ class GenericEngine:
     gpu_share: ClassVar[float | None] = None
     model_format: ClassVar[ModelFormat] = "none"
     log_profile: ClassVar = PROFILE
+    own_command: ClassVar = OWN_COMMAND
     check = staticmethod(command_line.check)
     command = staticmethod(command_line.command)
 

@@ -8,6 +8,7 @@ from enginehouse.engines.llamacpp import command_line
 from enginehouse.engines.llamacpp.diagnosis import PROFILE
 from enginehouse.engines.llamacpp.history import IGNORED_FIELDS
 from enginehouse.engines.llamacpp.installation import INSTALLATION
+from enginehouse.engines.llamacpp.own_command import OWN_COMMAND
 from enginehouse.engines.llamacpp.wire import WIRE, LlamaCppLoadSignal
 
 # It counts the tokens of one answer only, so several are out. It drops tools silently where the
@@ -31,6 +32,7 @@ class LlamaCppEngine:
     gpu_share: float | None = None
     model_format: ModelFormat = "gguf"
     log_profile = PROFILE
+    own_command = OWN_COMMAND
     check = staticmethod(command_line.check)
     command = staticmethod(command_line.command)
     quirks = staticmethod(command_line.quirks)

@@ -9,6 +9,7 @@ from enginehouse.engines.sglang import command_line
 from enginehouse.engines.sglang.diagnosis import PROFILE
 from enginehouse.engines.sglang.history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.sglang.installation import INSTALLATION
+from enginehouse.engines.sglang.own_command import OWN_COMMAND
 from enginehouse.engines.sglang.wire import SGLANG, SglangLoadSignal
 
 # A seed counts only under --enable-deterministic-inference; log-probabilities of a prompt come from
@@ -30,6 +31,7 @@ class SglangEngine:
     log_profile = PROFILE
     lora = command_line.LORA
     removed_flags = REMOVED_FLAGS
+    own_command = OWN_COMMAND
     dtypes = DTypeFlags()
     check = staticmethod(command_line.check)
     command = staticmethod(command_line.command)

@@ -13,6 +13,7 @@ from enginehouse.engines.vllm import command_line
 from enginehouse.engines.vllm.diagnosis import PROFILE
 from enginehouse.engines.vllm.history import IGNORED_FIELDS, REMOVED_FLAGS
 from enginehouse.engines.vllm.installation import INSTALLATION
+from enginehouse.engines.vllm.own_command import OWN_COMMAND
 from enginehouse.engines.vllm.wire import VLLM, VllmLoadSignal
 
 
@@ -30,6 +31,7 @@ class VllmEngine:
     log_profile = PROFILE
     lora = command_line.LORA
     removed_flags = REMOVED_FLAGS
+    own_command = OWN_COMMAND
     dtypes = DTypeFlags(
         decisive=frozenset({"--dtype", "--quantization", "-q"}), open=frozenset({None})
     )

@@ -31,9 +31,9 @@ from enginehouse.deployment.running_servers import (
     find_running,
     largest_rank,
 )
-from enginehouse.deployment.samplers import exclusive_requests, make_sampler
+from enginehouse.deployment.samplers import exclusive_requests, make_sampler, separated_scores
 from enginehouse.deployment.swapping import declared_folders, swapper_of
-from enginehouse.engines.vllm.quirks import LORA_PROMPT_LOGPROBS
+from enginehouse.engines.vllm.quirks import LORA_PROMPT_LOGPROBS, NAMED_TOKENS
 from enginehouse.facades.tink.configuration import VLLMConfig
 from enginehouse.facades.tink.errors import NoAdapterError, UnreachableError
 from enginehouse.store.layout import Layout
@@ -238,11 +238,12 @@ async def connected(config: VLLMConfig) -> AsyncIterator[Client]:
     base = await asyncio.to_thread(_shapes, first.root)
     # it may be vLLM's CPU build, which such requests can crash
     exclusive = exclusive_requests((LORA_PROMPT_LOGPROBS,) if config.enable_lora else ())
+    separated = separated_scores((NAMED_TOKENS,))
     sampler = make_sampler(
         running.server,
         running.engine,
         concurrency=None,
-        shared=ServerLayers(exclusive=exclusive),
+        shared=ServerLayers(exclusive=exclusive, separated=separated),
     )
     async with sampler:
         pool = AdapterPool(

@@ -14,6 +14,8 @@ from trainer.data import AdamStep, LoraSpec
 from trainer.errors import RequestError
 from trainer.lora import Factors
 
+_PART = 1 << 16  # numbers that are summed at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -83,7 +85,7 @@ class Adapter:
                 "there are no gradients to apply: call forward_backward before optim_step"
             )
         gradient, self.gradient = self.gradient, None
-        norm = float(torch.linalg.vector_norm(gradient))
+        norm = _norm(gradient)
         if not math.isfinite(norm):
             raise RequestError(
                 "the gradients are not finite, and were dropped: check the advantages and weights "
@@ -140,6 +142,12 @@ class Workspace:
         """Begin again without gradients."""
         if self.gradient is not None:
             self.gradient.zero_()
+
+
+def _norm(flat: Tensor) -> float:
+    """The norm, by parts: one float32 sum over millions of squares is wrong in its fourth digit."""
+    parts = [torch.linalg.vector_norm(part) for part in flat.split(_PART)]
+    return float(torch.linalg.vector_norm(torch.stack(parts)))
 
 
 def named(views: Mapping[str, tuple[Tensor, Tensor]]) -> Iterable[tuple[str, Tensor]]:

@@ -12,6 +12,9 @@ from enginehouse.tinker.data import LoraSpec
 ALIAS = "alias"
 """The key of a checkpoint's user_metadata by which its owner names it."""
 
+UNNAMED = "unnamed-"
+"""How the names of checkpoints begin that their owners gave none: snapshots for a sampler."""
+
 CheckpointKind = Literal["training", "sampler", "external"]
 FinishReason = Literal["success", "errored", "interrupted"]
 Entry = TypeVar("Entry")

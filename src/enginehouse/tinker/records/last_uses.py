@@ -10,7 +10,6 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -20,17 +19,15 @@ from enginehouse.tinker.records.database import Database
 from enginehouse.tinker.records.entries import ModelRecord, SessionRecord
 from enginehouse.tinker.records.tables import ModelRow, SessionRow
 
-INTERVAL: Final = 30.0
-"""Seconds between writes."""
-
 _log = logging.getLogger(__name__)
 
 
 class LastUses:
-    """Written every half minute, and when it is closed. Made inside a running event loop."""
+    """Written every `interval` seconds, and when it is closed. Made in a running event loop."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, interval: float = 30.0) -> None:
         self._database = database
+        self._interval = interval
         self._sessions: dict[str, datetime] = {}
         self._models: dict[str, datetime] = {}
         self._writer = asyncio.create_task(self._write_regularly())
@@ -62,7 +59,7 @@ class LastUses:
 
     async def _write_regularly(self) -> None:
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(self._interval)
             try:
                 await self._write()
             except StoreError as error:

@@ -14,6 +14,7 @@ from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.records.database import Database
 from enginehouse.tinker.records.entries import (
     ALIAS,
+    UNNAMED,
     CheckpointKind,
     CheckpointRecord,
     FinishReason,
@@ -279,6 +280,20 @@ class Records:
                 session_id: Storage(checkpoints=count, size_bytes=int(size))
                 for session_id, count, size in session.execute(query)
             }
+
+        return await self._database.read(ask)
+
+    async def snapshot_storage(self) -> Storage:
+        """What the snapshots of all users take that were saved for a sampler without a name."""
+        query = select(func.count(), func.coalesce(func.sum(CheckpointRow.size_bytes), 0)).where(
+            CheckpointRow.kind == "sampler",
+            CheckpointRow.name.startswith(UNNAMED, autoescape=True),
+            ~CheckpointRow.removed,
+        )
+
+        def ask(session: Session) -> Storage:
+            count, size = session.execute(query).one()
+            return Storage(checkpoints=count, size_bytes=int(size))
 
         return await self._database.read(ask)
 

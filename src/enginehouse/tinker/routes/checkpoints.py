@@ -11,6 +11,7 @@ from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import read_json, read_query
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import CheckpointStore, expiry
+from enginehouse.tinker.repeats import Repeats
 from enginehouse.tinker.routes.listing import PageQuery, checkpoint_answer, require_project
 
 _ONE: Final = "/api/v1/training_runs/{run_id}/checkpoints/{segment}/{name}"
@@ -24,7 +25,7 @@ class _WeightsInfo(StrictModel):
     tinker_path: str
 
 
-def checkpoint_routes(checkpoints: CheckpointStore) -> APIRouter:
+def checkpoint_routes(checkpoints: CheckpointStore, *, repeats: Repeats) -> APIRouter:
     """What the user sees of checkpoints, and does with their own."""
     router = APIRouter()
     records = checkpoints.records
@@ -44,7 +45,8 @@ def checkpoint_routes(checkpoints: CheckpointStore) -> APIRouter:
     @router.delete(_ONE)
     async def delete(run_id: str, segment: str, name: str, request: Request) -> Response:
         path = _path(run_id, segment, name)
-        await checkpoints.remove(path, user=current_user(request))
+        user = current_user(request)
+        await repeats.once(request, lambda: checkpoints.remove(path, user=user))
         return Response(status_code=204)
 
     @router.post(f"{_ONE}/publish")

@@ -12,9 +12,11 @@ from fastapi.responses import FileResponse
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
+from enginehouse.tinker.bodies import read_query
 from enginehouse.tinker.checkpoint_paths import CheckpointPath
 from enginehouse.tinker.checkpoints import CheckpointStore
 from enginehouse.tinker.guard import DOWNLOADS
+from enginehouse.tinker.routes.listing import NoQuery
 from enginehouse.tinker.signing import Signer
 
 _FILES: Final = f"{DOWNLOADS}files/"
@@ -33,6 +35,7 @@ def download_routes(checkpoints: CheckpointStore, *, signer: Signer) -> APIRoute
         run_id: str, segment: str, name: str, request: Request
     ) -> dict[str, Any]:
         user = current_user(request)
+        read_query(request, NoQuery)
         path = CheckpointPath.parse(f"tinker://{run_id}/{segment}/{name}")
         record = await records.checkpoint(str(path), user=user)
         if record.kind != "external":

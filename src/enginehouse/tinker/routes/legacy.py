@@ -15,6 +15,7 @@ from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import check_object, load_object
 from enginehouse.tinker.names import Names
+from enginehouse.tinker.repeats import Repeats
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
 
@@ -85,13 +86,14 @@ class LegacySampler:
         }
 
 
-def legacy_routes(legacy: LegacySampler) -> APIRouter:
+def legacy_routes(legacy: LegacySampler, *, repeats: Repeats) -> APIRouter:
     """POST /api/v1/sample; /api/v1/asample is shared with the SDK."""
     router = APIRouter()
 
     @router.post("/api/v1/sample")
     async def sample(request: Request) -> dict[str, Any]:
         body = await load_object(await request.body())
-        return await legacy.answer(body, user=current_user(request))
+        user = current_user(request)
+        return await repeats.once(request, lambda: legacy.answer(body, user=user))
 
     return router

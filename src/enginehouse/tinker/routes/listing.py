@@ -16,6 +16,10 @@ PROJECT: Final = "default"
 """The one project there is: the SDK has no answer for none."""
 
 
+class NoQuery(StrictModel):
+    """The route has no parameters: one that is given is refused, not ignored."""
+
+
 class PageQuery(StrictModel):
     """Which part of a list is asked for, and whether of one's own or of all that may be seen."""
 

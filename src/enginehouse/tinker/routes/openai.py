@@ -14,6 +14,7 @@ from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import load_object
 from enginehouse.tinker.names import Names
+from enginehouse.tinker.openai_fields import require_known_fields
 from enginehouse.tinker.records.entries import ALIAS
 from enginehouse.tinker.sampling.base import SamplingEngine
 from enginehouse.tinker.sampling_desk import SamplingDesk
@@ -54,6 +55,7 @@ def openai_routes(*, names: Names, desk: SamplingDesk, engine: SamplingEngine) -
         name = body.get("model")
         if not isinstance(name, str):
             raise TinkerError("the request names no model")
+        require_known_fields(path, body)
         sequences = sequences_of(body)
         if sequences > desk.share:
             raise TinkerError(

@@ -12,7 +12,13 @@ from enginehouse.tinker.application import current_user
 from enginehouse.tinker.bodies import read_query
 from enginehouse.tinker.records.entries import ModelRecord
 from enginehouse.tinker.records.records import Records
-from enginehouse.tinker.routes.listing import PageQuery, checkpoint_answer, require_project, texts
+from enginehouse.tinker.routes.listing import (
+    NoQuery,
+    PageQuery,
+    checkpoint_answer,
+    require_project,
+    texts,
+)
 
 
 class _RunQuery(StrictModel):
@@ -52,6 +58,7 @@ def run_routes(records: Records) -> APIRouter:
     @router.get("/api/v1/training_runs/{run_id}/checkpoints")
     async def run_checkpoints(run_id: str, request: Request) -> dict[str, Any]:
         user = current_user(request)
+        read_query(request, NoQuery)
         await records.model(run_id, user=user, published=True)
         page = await records.checkpoints(user, model_id=run_id)
         return {"checkpoints": [checkpoint_answer(record) for record in page.entries]}

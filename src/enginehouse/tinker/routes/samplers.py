@@ -12,9 +12,11 @@ from fastapi import APIRouter, Request
 from enginehouse.core.errors import TinkerError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.tinker.application import current_user
-from enginehouse.tinker.bodies import read_json
+from enginehouse.tinker.bodies import read_json, read_query
 from enginehouse.tinker.job_bodies import SeqId
 from enginehouse.tinker.records.entries import SamplingSessionRecord
+from enginehouse.tinker.repeats import Repeats
+from enginehouse.tinker.routes.listing import NoQuery
 from enginehouse.tinker.routes.models import require_base
 from enginehouse.tinker.routes.sessions import Sessions
 from enginehouse.tinker.sampler_weights import SamplerWeights
@@ -38,13 +40,18 @@ class JoinSamplingSession(StrictModel):
     type: Literal["join_sampling_session"] = "join_sampling_session"
 
 
-def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: str) -> APIRouter:
+def sampler_routes(
+    sessions: Sessions, *, samplers: SamplerWeights, base_model: str, repeats: Repeats
+) -> APIRouter:
     """Everything about sampling sessions but the samples."""
     router = APIRouter()
     # Numbers of clients that join; the first client of a session has 0. They begin at a random one,
     # so that a restarted service does not give any out again: a client's seq_ids are its number
     # times a billion, and so on, and must be below 2^63.
     numbers = itertools.count(1 + secrets.randbelow(CLIENT_SEQ_IDS // 2))
+
+    async def next_number() -> int:
+        return next(numbers)
 
     @router.post("/api/v1/create_sampling_session")
     async def create_sampling_session(request: Request) -> dict[str, Any]:
@@ -74,10 +81,12 @@ def sampler_routes(sessions: Sessions, *, samplers: SamplerWeights, base_model: 
     async def join_sampling_session(request: Request) -> dict[str, Any]:
         body = await read_json(request, JoinSamplingSession)
         await samplers.sampler(body.sampling_session_id, user=current_user(request))
-        return {"type": "join_sampling_session", "client_counter": next(numbers)}
+        number = await repeats.once(request, next_number)
+        return {"type": "join_sampling_session", "client_counter": number}
 
     @router.get("/api/v1/samplers/{sampling_session_id}")
     async def sampler(sampling_session_id: str, request: Request) -> dict[str, Any]:
+        read_query(request, NoQuery)
         record = await samplers.sampler(sampling_session_id, user=current_user(request))
         return {
             "sampler_id": record.sampling_session_id,

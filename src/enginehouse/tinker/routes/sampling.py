@@ -15,6 +15,7 @@ from enginehouse.tinker.bodies import check_object, decoded, load_object
 from enginehouse.tinker.future import JSON, SAMPLE
 from enginehouse.tinker.futures import Futures
 from enginehouse.tinker.job_bodies import SeqId
+from enginehouse.tinker.repeats import Repeats
 from enginehouse.tinker.routes.legacy import LegacySampler
 from enginehouse.tinker.routes.models import require_base
 from enginehouse.tinker.sampler_weights import SamplerWeights
@@ -40,6 +41,7 @@ def sampling_routes(
     samplers: SamplerWeights,
     base_model: str,
     legacy: LegacySampler,
+    repeats: Repeats,
 ) -> APIRouter:
     """`legacy` answers what has the older shape."""
     router = APIRouter()
@@ -49,7 +51,8 @@ def sampling_routes(
         user = current_user(request)
         content = await request.body()
         if b'"prompts"' in content and "prompts" in (body := await load_object(content)):
-            return await legacy.answer(body, user=user)  # the SDK has no such field
+            # the SDK has no such field
+            return await repeats.once(request, lambda: legacy.answer(body, user=user))
         sample = await decoded(content, decode_sample)
         given = {n: sample.request[n] for n in SampleEnvelope.model_fields if n in sample.request}
         envelope = check_object(given, SampleEnvelope)

@@ -37,6 +37,7 @@ from enginehouse.weights.served_models import served_models
 from enginehouse.weights.store import UncopiedAdapters
 
 T = TypeVar("T")
+_Modules = tuple[str, ...]
 _AMPLIFIED = (1e3, 1e6)
 
 
@@ -99,7 +100,10 @@ class DeployedSampling:
         self._loaded: dict[str, Weights] = {}  # by alias
         self._proofs: dict[str, asyncio.Task[None]] = {}  # of those that are not proven yet
         self._leaving: set[asyncio.Task[None]] = set()
-        self._acting: set[tuple[str, ...]] = set()  # sets of modules that the engine applies
+        self._acting: set[_Modules] = set()  # sets of modules that the engine applies
+        self._faint: dict[str, _Modules] = {}  # by alias; those that only such a set speaks for
+        self._doubted: dict[str, _Modules] = {}  # as `_faint`, from before the last restart
+        self._restarts = pool.restarts
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -134,6 +138,8 @@ class DeployedSampling:
         """See SamplingEngine."""
         alias = _alias_of(weights)
         async with self._turns[alias]:
+            self._doubted.pop(alias, None)
+            self._faint.pop(alias, None)
             if self._loaded.pop(alias, None) is not None:
                 if (proof := self._proofs.get(alias)) is not None:
                     proof.cancel()
@@ -171,6 +177,7 @@ class DeployedSampling:
                 path, _encoded(body, model), scores=scores_asked(body)
             )
 
+        restarts = self.pool.restarts
         await self.prepare(weights)  # what has been streamed cannot be withheld any more
         async with AsyncExitStack() as stack:
             with as_tinker_errors():
@@ -180,6 +187,8 @@ class DeployedSampling:
                     held = self.pool.held(await self._alias(weights))
                     reply = await self._ask(post, await stack.enter_async_context(held))
             stack.callback(reply.close)
+            if self.pool.restarts != restarts:  # the reply may be of the engine's next life
+                await self.prepare(weights)
             assert reply.wire.chunks is not None, "it was asked for a stream"
             return _Stream(reply.wire.chunks, stack.pop_all())
 
@@ -188,6 +197,7 @@ class DeployedSampling:
         with as_tinker_errors():
             if weights.folder is None:
                 return await ask(self._sampler.model)
+            restarts = self.pool.restarts
             alias = await self._alias(weights)
             proof = self._proofs.get(alias)  # now: one that has failed is not kept
             try:
@@ -197,6 +207,8 @@ class DeployedSampling:
                 self._begin_leaving(weights, alias)
                 raise
             await _ended(proof)
+            if self.pool.restarts != restarts:  # the answer may be of the engine's next life
+                await self.prepare(weights)
             return answer
 
     async def _ask(self, ask: Callable[[str], Awaitable[T]], model: str) -> T:
@@ -260,6 +272,9 @@ class DeployedSampling:
     async def _alias(self, weights: Weights) -> str:
         """The alias of an adapter that has been loaded, and whose proof has begun."""
         alias = _alias_of(weights)
+        self._notice_restarts()
+        if alias in self._doubted:
+            self._begin_proof(weights, alias, self._doubted.pop(alias))
         if alias not in self._loaded:
             async with self._turns[alias]:
                 if alias not in self._loaded:
@@ -272,7 +287,18 @@ class DeployedSampling:
                         self._begin_proof(weights, alias, loaded.stored.info.modules)
         return alias
 
-    def _begin_proof(self, weights: Weights, alias: str, modules: tuple[str, ...]) -> None:
+    def _notice_restarts(self) -> None:
+        """Believe no longer what was found out about an engine that has been started again.
+
+        The pool proves those again that have an effect of their own.
+        """
+        if self._restarts != self.pool.restarts:
+            self._restarts = self.pool.restarts
+            self._acting.clear()
+            self._doubted |= self._faint
+            self._faint.clear()
+
+    def _begin_proof(self, weights: Weights, alias: str, modules: _Modules) -> None:
         task = asyncio.create_task(self._prove(weights, alias, modules))
         self._proofs[alias] = task
 
@@ -286,11 +312,13 @@ class DeployedSampling:
     def _begin_leaving(self, weights: Weights, alias: str) -> None:
         """Have the next request load the adapter again, as if it were new."""
         self._loaded.pop(alias, None)
+        self._doubted.pop(alias, None)
+        self._faint.pop(alias, None)
         leaving = asyncio.create_task(self._leave(weights, alias))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
-    async def _prove(self, weights: Weights, alias: str, modules: tuple[str, ...]) -> None:
+    async def _prove(self, weights: Weights, alias: str, modules: _Modules) -> None:
         """Prove that an adapter acts, or else that the engine applies what it consists of."""
         try:
             await self.pool.prove(alias)
@@ -298,6 +326,7 @@ class DeployedSampling:
             if modules not in self._acting:
                 await self._prove_amplified(weights, alias, error)
             self._notify(f"{weights.key} acts, but changes less than rounding does so far")
+            self._faint[alias] = modules
         self._acting.add(modules)
 
     async def _leave(self, weights: Weights, alias: str) -> None:

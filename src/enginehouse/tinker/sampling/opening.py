@@ -65,7 +65,7 @@ async def _open_main(config: TinkerConfig, context: Context) -> AsyncIterator[Sa
         dtype = deployment.provenance.dtype
         plain = partial(_open_plain, config, context, dtype=dtype)
         yield await stack.enter_async_context(
-            paired_sampling(main, plain, output_layer=layer, notify=context.notify)
+            paired_sampling(main, plain, second=_PLAIN, output_layer=layer, notify=context.notify)
         )
 
 

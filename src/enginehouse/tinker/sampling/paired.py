@@ -21,13 +21,19 @@ Opening = Callable[[], AbstractAsyncContextManager[SamplingEngine]]
 
 @asynccontextmanager
 async def paired_sampling(
-    main: SamplingEngine, opening: Opening, *, output_layer: OutputLayer, notify: Notify
+    main: SamplingEngine,
+    opening: Opening,
+    *,
+    second: str,
+    output_layer: OutputLayer,
+    notify: Notify,
 ) -> AsyncIterator[PairedSampling]:
     """Sample from `main`, and from what `opening` opens, for the length of the block.
 
-    `output_layer` says what of an adapter of it `main` answers rightly.
+    `second` is the name of the latter's engine; `output_layer` says what of an adapter of it
+    `main` answers rightly.
     """
-    paired = PairedSampling(main, opening, output_layer=output_layer, notify=notify)
+    paired = PairedSampling(main, opening, second=second, output_layer=output_layer, notify=notify)
     try:
         yield paired
     finally:
@@ -38,10 +44,17 @@ class PairedSampling:
     """A SamplingEngine of two: each adapter is answered by the one that applies all of it."""
 
     def __init__(
-        self, main: SamplingEngine, opening: Opening, *, output_layer: OutputLayer, notify: Notify
+        self,
+        main: SamplingEngine,
+        opening: Opening,
+        *,
+        second: str,
+        output_layer: OutputLayer,
+        notify: Notify,
     ) -> None:
         self.main = main
         self._opening = opening
+        self._second_name = second
         self._output_layer = output_layer
         self._notify = notify
         self._second: SamplingEngine | None = None
@@ -51,14 +64,18 @@ class PairedSampling:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """See SamplingEngine; `unembedding` says who answers for adapters of the output layer."""
-        main, second = self.main.description, self._second
-        here = self._output_layer.answers
+        """See SamplingEngine; `unembedding` says who answers for adapters of the output layer.
+
+        That is the engine that samples, and the one that scores prompts.
+        """
+        main, second, layer = self.main.description, self._second, self._output_layer
+        other = self._second_name
         described = {
             **main,
             "unembedding": {
-                "answered_by": main["engine"] if here else "a second engine",
-                "why": self._output_layer.why,
+                "answered_by": main["engine"] if layer.answers else other,
+                "prompts_scored_by": main["engine"] if layer.answers and layer.prompts else other,
+                "why": layer.why,
             },
         }
         return described | ({"second": second.description} if second else {})
@@ -110,8 +127,8 @@ class PairedSampling:
             return self._second
         if self._started is None or self._keeping is None or self._keeping.done():
             self._notify(
-                "starting a second engine for adapters of the output layer: the first one does "
-                f"not apply all of them ({layer.why})"
+                f"starting {self._second_name} beside {self.main.description['engine']}, which "
+                f"does not apply all of an adapter of the output layer ({layer.why})"
             )
             self._started = asyncio.get_running_loop().create_future()
             self._keeping = asyncio.create_task(self._keep(self._started))

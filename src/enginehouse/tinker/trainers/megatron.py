@@ -98,6 +98,12 @@ class MegatronTrainer:
                 "only generates",
                 fix=f"{_CONTRACT}; --trainer hf trains without it",
             )
+        if info.device.startswith("cpu"):
+            raise StartError(
+                f"the server at {self._url} has no GPU: it computes on {info.device}",
+                why="Megatron trains on GPUs only",
+                fix="start it where there is one; --trainer hf trains on CPUs",
+            )
         if info.base_model != self._base_model:
             raise StartError(
                 f"the server at {self._url} trains {info.base_model}, not {self._base_model}",

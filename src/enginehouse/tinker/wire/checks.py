@@ -115,7 +115,7 @@ def _check_datum(
         raise TinkerError(f"{where} is empty", fix="send at least one token per datum")
     if length > max_length:
         raise TinkerError(
-            f"{where} has {length} tokens, but the model's longest sequence is {max_length}",
+            f"{where} has {length} tokens, but the longest sequence here is {max_length}",
             fix="shorten the sequence",
         )
     _check_ids(datum.tokens, vocabulary_size, f"{where}: model_input")

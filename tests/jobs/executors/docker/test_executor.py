@@ -15,7 +15,7 @@ from enginehouse.jobs.executors.docker.settings import DockerSettings
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_executor import CASES, SECRET, Subject, check_executor
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = pytest.mark.docker
 
 
 def executor(folder: Path, **settings: object) -> DockerExecutor:

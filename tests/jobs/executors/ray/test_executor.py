@@ -20,7 +20,7 @@ from enginehouse.jobs.executors.ray.settings import RaySettings
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_executor import CASES, SECRET, Subject, check_executor, lives_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 _PATIENCE = 120.0  # seconds: each job starts several of Ray's processes
 
 

@@ -20,7 +20,7 @@ from enginehouse.jobs.executors.slurm.settings import SlurmSettings
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_executor import CASES, check_executor
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = pytest.mark.slurm
 SECRET = "hf_a_value_that_nobody_may_see"
 # Goes on where it was interrupted, as an evaluation does: complete when it is run the second time.
 # Slurm ends one process after the other, and the shell may hear of it after its sleep.

@@ -12,7 +12,7 @@ from tests.support.command_line import House, journaled, until
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.slurm_jobs import Job, write_fake_launch
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("_jobs_go_first")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("_jobs_go_first")]
 
 
 @pytest.fixture

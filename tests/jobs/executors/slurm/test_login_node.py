@@ -19,7 +19,7 @@ from enginehouse.jobs.executors.slurm.settings import SlurmSettings
 from enginehouse.runtime.context import Context
 from enginehouse.testing.check_executor import check_executor
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = pytest.mark.slurm
 # Those in which the login node matters.
 CASES = ("completes", "keeps_secrets", "kill_leaves_nothing", "resumes", "two_launchers_at_once")
 

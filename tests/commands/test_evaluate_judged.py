@@ -24,8 +24,6 @@ from enginehouse.store.layout import Layout
 from enginehouse.store.runs import RunStatus, list_runs
 from enginehouse.testing.fake_engine import running_fake_engine
 
-pytestmark = pytest.mark.slow
-
 ANSWERS = {"capital of France": "Paris", "capital of Spain": "Lisbon"}
 VERDICTS = {"Lisbon": "VERDICT: INCORRECT", "Paris": "It fits. VERDICT: CORRECT"}
 
@@ -46,6 +44,7 @@ def judge_at(url: str, **more: Any) -> dict[str, Any]:
     return {"url": url, **more}
 
 
+@pytest.mark.slow
 async def test_a_judge_that_runs_already(house: House, task: Path, tmp_path: Path):
     """It is asked with its own sampling, about the answers only; nothing is left."""
     seen = tmp_path / "seen.jsonl"
@@ -73,6 +72,7 @@ async def test_a_judge_that_runs_already(house: House, task: Path, tmp_path: Pat
     assert "VERDICT: CORRECT" in first.out
 
 
+@pytest.mark.slow
 async def test_a_judge_with_a_server_of_its_own(house: House, task: Path):
     """Both are started for the run, and stopped after it."""
     # the judge's prompts are the answers with a question mark
@@ -92,6 +92,7 @@ async def test_a_judge_with_a_server_of_its_own(house: House, task: Path):
     house.nothing_left()
 
 
+@pytest.mark.slow
 async def test_a_judge_that_is_gone_is_asked_on_a_resume(house: House, task: Path):
     """The answers are kept, and the model need not even run."""
     async with (
@@ -121,6 +122,7 @@ async def test_without_a_judge_there_is_no_run(house: House, task: Path):
     assert not list_runs(Layout.from_environment())
 
 
+@pytest.mark.slow
 async def test_resuming_and_rescoring_open_the_judge_again(house: House, task: Path):
     """An answer that the judge left unscored is judged by --retry-failed; the model rests."""
     async with running_fake_engine(

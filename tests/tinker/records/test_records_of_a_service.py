@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.support.tinker_client import House
 
 
+@pytest.mark.slow
 async def test_a_service_that_is_restarted(tmp_path: Path, database_url: str):
     """In either database: it knows the run and its checkpoint, and saves the next one."""
     house = House(tmp_path)

@@ -275,7 +275,7 @@ async def test_differing_settings_of_a_task_are_warned_of(layout):
 )  # fmt: skip
 def test_values_out_of_range_are_refused(wrong):
     """Of a task, and of the evaluation."""
-    with pytest.raises(ConfigurationError, match="of task a"):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))}.* task a"):
         TaskSpec(name="a", **wrong)
     with pytest.raises(ConfigurationError):
         EvaluationSpec(tasks=(TaskSpec(name="a"),), **wrong)

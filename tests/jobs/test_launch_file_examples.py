@@ -96,6 +96,7 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MANDATORY))
 def test_a_dry_run_of_a_file(name: str, offline: Path):
     """It succeeds, names every task, lists what has no effect, and writes nothing."""

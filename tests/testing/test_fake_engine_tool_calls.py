@@ -30,6 +30,7 @@ async def _asked(*flags: str, answers=None, **fields: object):
         return reply.status, await reply.json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
@@ -48,6 +49,7 @@ async def test_without_a_parser_tools_are_refused(choice, words):
     assert body["choices"][0]["message"]["content"]
 
 
+@pytest.mark.slow
 async def test_the_right_parser_takes_calls_out_of_the_text():
     """An instance of the schema, an id, the finish reason, and no content."""
     flags = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")

@@ -179,6 +179,7 @@ def test_settings_on_the_command_line():
             overrides([wrong], to="mlflow")
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_it_is_needed(tmp_path):
     """Every exporter can be made without its package, or the hundreds of modules of it."""
     program = f"""

@@ -174,6 +174,7 @@ async def test_only_so_much_is_remembered():
     assert [tick for tick in range(12) if f"tick {tick}: idle" in text] == list(range(6, 11))
 
 
+@pytest.mark.slow
 async def test_a_request_in_flight_does_not_keep_the_service():
     """It ends with the block, after a moment of grace."""
     asked = asyncio.Event()

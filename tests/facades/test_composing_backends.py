@@ -98,6 +98,7 @@ def test_the_ones_that_serve(
     assert config.server.model_dump(exclude_defaults=True) == server
 
 
+@pytest.mark.slow
 def test_an_application_of_one_s_own_finds_the_group(url: str, tmp_path: Path) -> None:
     """examples/ask_backend.py: our search path in its settings is all; nothing is written."""
     words = [f"backend.api_base={url}/v1", "backend.model=m", "prompt=Say hi"]

@@ -134,6 +134,7 @@ class TestServed:
 class TestAttached:
     """On a server that somebody else runs."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("at_once", [False, True])
     async def test_the_model_and_adapters(self, layout, adapters, at_once):
         """Loaded for the length of the block, those of one name too."""
