@@ -35,7 +35,6 @@ from enginehouse.commands.configuration import (
     EvaluationSettings,
     JudgeConfig,
     ParitySettings,
-    RunWithSettings,
     ServiceSettings,
     TaskConfig,
 )
@@ -54,6 +53,7 @@ from enginehouse.evaluation import records
 from enginehouse.evaluation.policy import MetricRule, Policy, TaskRule
 from enginehouse.games.base import GameInfo
 from enginehouse.games.registry import GAMES, list_games
+from enginehouse.gateway.configuration import GatewaySettings
 from enginehouse.provisioning.inventory import InstalledEnvironment
 from enginehouse.provisioning.plans import EnvironmentPlan
 from enginehouse.report import engine_table
@@ -431,7 +431,7 @@ def configuration() -> Iterator[str]:
         ("check", CheckSettings),
         ("chat", ChatSettings),
         ("sample", SampleSettings),
-        ("run-with", RunWithSettings),
+        ("run-with", GatewaySettings),
         ("arena serve", ServiceSettings),
     ):
         yield from ("", f"### {command} --config", "")

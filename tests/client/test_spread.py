@@ -136,6 +136,21 @@ async def test_all_are_given_up():
             await task
 
 
+async def test_one_that_was_removed_wakes_nobody():
+    """Nor does it keep what waits alive."""
+    cluster = Cluster(1)
+    (gone,) = cluster.all
+    assert gone.redelivery.watchers
+    cluster.instances.remove(gone)
+    assert not gone.redelivery.watchers
+    waiting = cluster.ask()
+    gone.redelivery.resume()
+    await settled()
+    assert not waiting.done()
+    cluster.below[cluster.start()].end.set()
+    assert (await waiting).answer == 1
+
+
 async def test_an_error_of_a_living_one_is_not_asked_again():
     """It is the request's own."""
     cluster = Cluster(2)

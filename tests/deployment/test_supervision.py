@@ -126,6 +126,7 @@ async def test_given_up_after_too_many_restarts(house: House, served):
         "started again",
         "given up after 1 restarts (max_restarts)",
     ]
+    assert [i.given_up for i in served.incidents] == [False, True]
     house.nothing_left()
 
 

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 from tests.support.command_line import House
 from tests.support.deployments import opened
+from tests.support.gateways import gateway_options
 from tests.support.leased_ports import leased_port
 from tests.support.lora_servers import fake, loaded
 from tests.support.tiny_adapters import BASE, write_adapter
@@ -30,7 +31,7 @@ from enginehouse.core.errors import (
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, parse
 from enginehouse.deployment.preparation import with_adapters
 from enginehouse.deployment.several import SeveralDeployment
-from enginehouse.gateway.service import GatewayOptions, open_gateway
+from enginehouse.gateway.service import open_gateway
 from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
 
@@ -100,7 +101,7 @@ async def at(url: str, **options: Any) -> AsyncIterator[Client]:
 async def before(deployment, **options: Any) -> AsyncIterator[Client]:
     """A client of a gateway before a deployment."""
     async with (
-        open_gateway(deployment, GatewayOptions(**options), Context()) as gateway,
+        open_gateway(deployment, gateway_options(**options), Context()) as gateway,
         aiohttp.ClientSession(gateway.url) as session,
     ):
         yield Client(session)

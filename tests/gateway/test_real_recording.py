@@ -15,11 +15,12 @@ import pytest_asyncio
 from tests.support.changed_checkpoint import changed_checkpoint
 from tests.support.command_line import SMALL_VLLM
 from tests.support.deployments import opened
+from tests.support.gateways import gateway_options
 from tests.support.random_adapters import write_random_adapter
 
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import ServeConfig, parse
-from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
+from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.runtime.context import Context
 from enginehouse.store.layout import Layout
 
@@ -102,7 +103,7 @@ class Client:
 async def before(deployment: Deployment, machine: Layout, **options: Any) -> AsyncIterator[Client]:
     """A client of a gateway before the deployment."""
     async with (
-        open_gateway(deployment, GatewayOptions(**options), Context(layout=machine)) as gateway,
+        open_gateway(deployment, gateway_options(**options), Context(layout=machine)) as gateway,
         openai.AsyncOpenAI(
             base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=800
         ) as sdk,

@@ -16,13 +16,14 @@ import aiohttp
 import pytest
 from tests.support.command_line import House
 from tests.support.deployments import opened
+from tests.support.gateways import gateway_options
 from tests.support.tiny_checkpoints import write_checkpoint
 
 from enginehouse.core.errors import StoreError
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, parse
 from enginehouse.deployment.swapping import swapper_of
-from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
+from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.runtime.context import Context
 from enginehouse.testing.fake_engine import running_fake_engine
 from enginehouse.testing.fake_vendors import FakeOpenAI, running_fake_vendor
@@ -71,7 +72,7 @@ async def before(
     """A client of a gateway before the deployment."""
     context = Context(notify=([] if said is None else said).append)
     async with (
-        open_gateway(deployment, GatewayOptions(**options), context) as gateway,
+        open_gateway(deployment, gateway_options(**options), context) as gateway,
         aiohttp.ClientSession(gateway.url) as session,
     ):
         yield Client(session, gateway)

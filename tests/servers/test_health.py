@@ -32,7 +32,8 @@ class Faked:
         self.kv_cache: float | None = None
         self.cores: float | None = None
         self.exit_code: int | None = None
-        self.busy = False
+        self.is_busy = False
+        self.last_answer = 0.0
         self.now = 0.0
         self.asked: list[str] = []
 
@@ -65,10 +66,9 @@ async def faked():
             session,
             engine=VllmEngine(),
             model="m",
-            exit_code=lambda: server.exit_code,
             patience=PATIENCE,
-            busy=lambda: server.busy,
-            cores=lambda: server.cores,
+            process=SimpleNamespace(exit_code=lambda: server.exit_code, cores=lambda: server.cores),
+            requests=server,
             clock=lambda: server.now,
         )
         yield server
@@ -199,7 +199,7 @@ async def test_a_deadlock_that_spins_is_noticed(faked):
 
 async def test_an_engine_that_forgot_our_request_is_not_idle(faked):
     """The server counts no request, but we wait for an answer: a canary decides."""
-    faked.busy, faked.answers = True, False
+    faked.is_busy, faked.answers = True, False
     assert await state_after(faked, PATIENCE + 1) is ServerState.FAILED
 
 
@@ -237,10 +237,19 @@ async def test_without_metrics_the_canary_decides(faked):
 
 async def test_a_restart_forgets(faked):
     """The patience with the old process is not counted against the new one."""
-    faked.busy, faked.answers = True, False
+    faked.is_busy, faked.answers = True, False
     await state_after(faked, PATIENCE - 1)
     faked.monitor.restarted()
     assert await state_after(faked, 2) is ServerState.READY
+
+
+async def test_an_answer_to_a_request_of_ours_is_a_sign_of_work(faked):
+    """Though neither its counters nor a canary show any."""
+    faked.is_busy, faked.answers = True, False
+    for _ in range(3):
+        faked.last_answer = faked.now + PATIENCE / 2
+        assert await state_after(faked, PATIENCE) is not ServerState.FAILED
+    assert await state_after(faked, PATIENCE) is ServerState.FAILED
 
 
 async def test_a_limit_of_ours_is_no_sign_of_its_death(monkeypatch):
@@ -252,9 +261,8 @@ async def test_a_limit_of_ours_is_no_sign_of_its_death(monkeypatch):
             session,
             engine=VllmEngine(),
             model="m",
-            exit_code=lambda: None,
             patience=PATIENCE,
-            busy=lambda: True,
+            requests=SimpleNamespace(is_busy=True, last_answer=0.0),
             clock=lambda: now[0],
         )
         for _ in range(5):
@@ -272,7 +280,6 @@ async def test_a_server_that_closed_its_port_fails_soon():
             session,
             engine=VllmEngine(),
             model="m",
-            exit_code=lambda: None,
             patience=PATIENCE,
             clock=lambda: now[0],
         )

@@ -179,6 +179,25 @@ def test_same_process_is_excluded_too(layout):
         pass
 
 
+def test_work_that_fails_is_recorded(layout):
+    """Also inside other work on the same run; meanwhile it is held."""
+    run = make(layout)
+    run.finish(RunStatus.COMPLETE)
+    with run.in_progress():
+        assert run.is_held()
+        assert run.info.status is RunStatus.RUNNING
+        with pytest.raises(ZeroDivisionError), run.in_progress():
+            raise ZeroDivisionError
+    assert not run.is_held()
+    assert open_run(layout, run.info.id).info.status is RunStatus.FAILED
+    with pytest.raises(KeyboardInterrupt), run.in_progress():
+        raise KeyboardInterrupt
+    assert run.info.status is RunStatus.INTERRUPTED
+    with run.in_progress():
+        run.finish(RunStatus.COMPLETE)
+    assert run.info.status is RunStatus.COMPLETE
+
+
 @pytest.mark.parametrize("broken", ["{", "[" * 100_000], ids=["cut off", "nested"])
 def test_list_is_newest_first_and_shows_broken_runs(layout, broken):
     """A run whose facts are unreadable is listed as such and does not hide the others."""

@@ -13,7 +13,8 @@ import aiohttp
 
 from enginehouse.deployment.base import Deployment
 from enginehouse.deployment.configuration import AskConfig, parse
-from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
+from enginehouse.gateway.configuration import GatewayLimits, GatewayOptions, GatewaySettings
+from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.runtime.context import Context
 from tests.support.deployments import opened
 
@@ -31,8 +32,16 @@ async def gateway_to(url: str, **options: Any) -> AsyncIterator[Gateway]:
 @asynccontextmanager
 async def gateway_before(deployment: Deployment, **options: Any) -> AsyncIterator[Gateway]:
     """A gateway before an open deployment."""
-    async with open_gateway(deployment, GatewayOptions(**options), Context()) as gateway:
+    async with open_gateway(deployment, gateway_options(**options), Context()) as gateway:
         yield gateway
+
+
+def gateway_options(**values: Any) -> GatewayOptions:
+    """Options, with the keys of their parts side by side."""
+    for part, kind in (("settings", GatewaySettings), ("limits", GatewayLimits)):
+        own = {name: values.pop(name) for name in kind.model_fields if name in values}
+        values[part] = kind(**own)
+    return GatewayOptions(**values)
 
 
 async def running_requests(url: str) -> float:

@@ -65,39 +65,34 @@ async def play_experiment(
     ServerGoneError, TlsError, UnauthorizedError, NoCreditError, UnknownModelError. Any other failed
     call fails its match only.
     """
-    with run.hold():
-        run.update(status=RunStatus.RUNNING, finished=None)
-        try:
-            check_experiment(spec, game=game)
-            tape = Cassette(read_recordings(cassette, keep=True)) if cassette else None
-            with Journal(run.journal_path, first=HeaderRecord) as file:
-                journal = ExperimentJournal(
+    with run.in_progress():
+        check_experiment(spec, game=game)
+        tape = Cassette(read_recordings(cassette, keep=True)) if cassette else None
+        with Journal(run.journal_path, first=HeaderRecord) as file:
+            journal = ExperimentJournal(
+                spec,
+                game=game,
+                run=run.info.id,
+                journal=file,
+                recordings=read_recordings(run.journal_path, keep_failed=retry_failed),
+            )
+            schedule = _Schedule(game=game, journal=journal, cassette=tape, progress=progress)
+            if numbers := list(journal.missing(retry_failed=retry_failed)):
+                lineup = line_up(
                     spec,
-                    game=game,
-                    run=run.info.id,
-                    journal=file,
-                    recordings=read_recordings(run.journal_path, keep_failed=retry_failed),
+                    models=models,
+                    human=human,
+                    cassette=tape,
+                    journal=journal,
+                    wake=schedule.wake,
                 )
-                schedule = _Schedule(game=game, journal=journal, cassette=tape, progress=progress)
-                if numbers := list(journal.missing(retry_failed=retry_failed)):
-                    lineup = line_up(
-                        spec,
-                        models=models,
-                        human=human,
-                        cassette=tape,
-                        journal=journal,
-                        wake=schedule.wake,
-                    )
-                    before = await _read_loads(models)
-                    try:
-                        await schedule.play(lineup, numbers)
-                    finally:
-                        _note_prefix_caches(journal, before, await _read_loads(models))
-                schedule.report()
-            run.finish(RunStatus.COMPLETE)
-        except BaseException as error:
-            run.note_end(error)
-            raise
+                before = await _read_loads(models)
+                try:
+                    await schedule.play(lineup, numbers)
+                finally:
+                    _note_prefix_caches(journal, before, await _read_loads(models))
+            schedule.report()
+        run.finish(RunStatus.COMPLETE)
 
 
 def matches_left(spec: ExperimentSpec, *, game: Game, run: Run, retry_failed: bool = False) -> int:

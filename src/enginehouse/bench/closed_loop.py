@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from enginehouse.core.errors import MalformedResponseError, WireError
-from enginehouse.core.sampler import Delta, Sampler, SampleRequest
+from enginehouse.core.sampler import Sampler, SampleRequest
 from enginehouse.runtime.workers import run_workers
 
 Clock = Callable[[], float]
@@ -81,7 +81,7 @@ async def ask(sampler: Sampler, request: SampleRequest, *, clock: Clock) -> Time
             if delta.usage is not None:
                 timed.prompt_tokens = delta.usage.prompt_tokens
                 timed.output_tokens = delta.usage.completion_tokens
-            elif _has_tokens(delta):
+            elif delta.text if delta.token_ids is None else delta.token_ids:
                 timed.chunks.append(now)
                 if delta.token_ids is None:
                     token_ids = None
@@ -93,10 +93,6 @@ async def ask(sampler: Sampler, request: SampleRequest, *, clock: Clock) -> Time
         timed.failure = error
     timed.ended = clock()
     return timed
-
-
-def _has_tokens(delta: Delta) -> bool:
-    return bool(delta.text if delta.token_ids is None else delta.token_ids)
 
 
 def _require_tokens(timed: TimedRequest) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from functools import partial
 
 from enginehouse.client.admission import Admission
@@ -41,14 +40,14 @@ class Redelivery:
     another server, and calls `resume`; or `close_for_good`. A request that nobody judges fails
     after `patience` seconds. `answered` is whether the server has answered anything, or refused it,
     since that was set to false; `last_answer` is when it last answered, by time.monotonic.
-    `on_change` is called when the layer has opened, or closed for good.
+    Every event in `watchers` is set when the layer has opened, or closed for good.
 
     Closed at first. Share it among all samplers of one server. A request that other instances can
     answer (`Exchange.call`) waits for no restart: it raises InstanceLostError.
     """
 
     def __init__(self, *, admission: Admission, patience: float) -> None:
-        self.on_change: Callable[[], None] = lambda: None
+        self.watchers: set[asyncio.Event] = set()
         self._admission = admission
         self._patience = patience
         self._cause: str | None = None
@@ -162,7 +161,7 @@ class Redelivery:
     def resume(self) -> None:
         """A working server is there (again)."""
         self._admission.open()
-        self.on_change()
+        self._wake_watchers()
 
     def close_for_good(self, error: Exception) -> None:
         """Raise `error` in every request that waits, now or later."""
@@ -170,4 +169,8 @@ class Redelivery:
         for verdict in self._suspects:
             if not verdict.done():
                 verdict.set_exception(error)
-        self.on_change()
+        self._wake_watchers()
+
+    def _wake_watchers(self) -> None:
+        for watcher in self.watchers:
+            watcher.set()

@@ -65,7 +65,7 @@ class Instances:
     def __init__(self) -> None:
         self._members: list[Instance] = []
         self._error: Exception | None = None
-        self._change = asyncio.Event()
+        self._change = asyncio.Event()  # set when requests that wait must look again
 
     def __iter__(self) -> Iterator[Instance]:
         return iter(tuple(self._members))
@@ -75,25 +75,21 @@ class Instances:
 
     def add(self, instance: Instance) -> None:
         """Let it be chosen, while its redelivery is open."""
-        instance.redelivery.on_change = self.changed
+        instance.redelivery.watchers.add(self._change)
         self._members.append(instance)
-        self.changed()
+        self._change.set()
 
     def remove(self, instance: Instance) -> None:
         """Choose it no more; what is in flight there goes on. Idempotent."""
         if instance in self._members:
             self._members.remove(instance)
-            self.changed()
+            instance.redelivery.watchers.discard(self._change)
+            self._change.set()
 
     def close_for_good(self, error: Exception) -> None:
         """Raise `error` in every request that waits for an instance, now or later."""
         self._error = error
-        self.changed()
-
-    def changed(self) -> None:
-        """Have the requests that wait look again."""
         self._change.set()
-        self._change = asyncio.Event()
 
     async def take(self, model: str) -> Instance:
         """An instance that works, with one more request in flight: `give_back` follows.
@@ -101,6 +97,7 @@ class Instances:
         Waits until there is one. Raises the last one's error if all have been given up.
         """
         while (instance := self._choose(model)) is None:
+            self._change.clear()  # every request that waits already wakes all the same
             await self._change.wait()
         instance.in_flight[model] += 1
         instance.asked += 1

@@ -14,6 +14,7 @@ from enginehouse.core.reasoning import ReasoningUse
 from enginehouse.core.strict_model import ComposedModel, Fraction, StrictModel
 from enginehouse.core.tool_steps import Step
 from enginehouse.deployment.configuration import AskConfig, ServeConfig, absolute_if_exists
+from enginehouse.gateway.configuration import GatewaySettings
 from enginehouse.harnesses.names import harness_task_name
 
 
@@ -100,32 +101,11 @@ class ChatConfig(ComposedModel):
     settings: ChatSettings
 
 
-class RunWithSettings(StrictModel):
-    """What stands between a program and the model."""
-
-    record: Path | None = None
-    """Keep every request and its answer in this folder."""
-    replay: bool = False
-    """With record: answer a repeated request from the folder if its answer is deterministic."""
-    resume: bool = False
-    """With record: continue a recorded program. The k-th identical request gets the k-th recorded
-    answer, whatever the temperature."""
-    adapters: Path | None = None
-    """A folder of LoRA adapters, one subfolder each; the program selects one by naming the
-    subfolder as the model."""
-
-    @model_validator(mode="after")
-    def _something_to_replay(self) -> Self:
-        if (self.replay or self.resume) and self.record is None:
-            raise ValueError("nothing can be replayed without a journal: give the folder to record")
-        return self
-
-
 class RunWithConfig(ComposedModel):
     """A model for any program that has an OpenAI client."""
 
     plan: AskConfig
-    settings: RunWithSettings
+    settings: GatewaySettings
 
 
 class ServiceSettings(StrictModel):

@@ -264,4 +264,4 @@ def merge_providers(*blocks: ProviderConfig | None) -> ProviderConfig:
         elif own.get("base_url", values.get("base_url")) != values.get("base_url"):
             values = {k: v for k, v in values.items() if k not in ("api_key", "api_key_env")}
         values |= own
-    return ProviderConfig.model_construct(_fields_set=set(values), **values)
+    return ProviderConfig(**values)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from enginehouse.deployment.configuration import AskConfig
 from enginehouse.deployment.opening import open_deployment
-from enginehouse.deployment.preparation import with_adapters
-from enginehouse.engines.base import require_api_key
+from enginehouse.deployment.preparation import with_adapters, with_api_key
 from enginehouse.gateway.adapters import readable_adapters
 from enginehouse.gateway.configuration import GatewayConfig, GatewayOptions
 from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.runtime.context import Context
-from enginehouse.servers.endpoint import API_KEY_VARIABLE
 
 
 async def serve_gateway(
@@ -29,7 +26,7 @@ async def serve_gateway(
     options = gateway_options(config)
     plan = await asyncio.to_thread(engine_plan, config)
     async with (
-        open_deployment(plan, context, concurrency=config.concurrency) as deployment,
+        open_deployment(plan, context, concurrency=config.engine_limits.concurrency) as deployment,
         open_gateway(deployment, options, context) as gateway,
     ):
         ready(gateway)
@@ -41,20 +38,14 @@ def gateway_options(config: GatewayConfig) -> GatewayOptions:
 
     Raises ConfigurationError for a gateway that others can reach and that has no API key.
     """
-    key = config.server.api_key or os.environ.get(API_KEY_VARIABLE)
-    server = config.server.model_copy(update={"api_key": key})
-    require_api_key(server)
+    server = with_api_key(config.plan.server)
     return GatewayOptions(
         host=server.host,
         port=server.port,
         api_key=server.api_key,
-        max_body=config.max_body,
-        max_in_flight=config.max_in_flight,
-        adapters=config.adapters,
-        record=config.record,
-        replay=config.replay,
-        resume=config.resume,
         max_loras=server.max_loras,
+        settings=config.settings,
+        limits=config.limits,
     )
 
 
@@ -64,10 +55,11 @@ def engine_plan(config: GatewayConfig) -> AskConfig:
     Blocking. Raises as `with_adapter_folder` does.
     """
     own: dict[str, object] = {"host": "127.0.0.1", "port": None}
-    if config.runs_already:
+    plan = config.plan
+    if plan.runs_already:
         own["api_key"] = None  # that server's key is another one
-    plan = config.model_copy(update={"server": config.server.model_copy(update=own)})
-    return with_adapter_folder(plan, config.adapters)
+    plan = plan.model_copy(update={"server": plan.server.model_copy(update=own)})
+    return with_adapter_folder(plan, config.settings.adapters)
 
 
 def with_adapter_folder(plan: AskConfig, folder: Path | None) -> AskConfig:

@@ -27,7 +27,8 @@ from enginehouse.engines.registry import load_engine
 from enginehouse.evaluation import EvaluationSpec, TaskSpec
 from enginehouse.evaluation.foreign import ForeignTraffic, OnForeignProgress
 from enginehouse.evaluation.records import Record
-from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
+from enginehouse.gateway.configuration import GatewayOptions, GatewaySettings
+from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.harnesses.base import (
     Harness,
     HarnessEndpoint,
@@ -320,9 +321,11 @@ class HarnessTasks:
         folder = self._folder(task.name)
         options = GatewayOptions(
             api_key=secrets.token_urlsafe(24),
-            record=self._folder(self._record_of.get(task.name, task.name)) / "answers",
-            replay=True,
-            resume=True,
+            settings=GatewaySettings(
+                record=self._folder(self._record_of.get(task.name, task.name)) / "answers",
+                replay=True,
+                resume=True,
+            ),
         )
         began = time.monotonic()
         harness = f"{name.harness} {one.environment.version}"

@@ -24,7 +24,7 @@ from enginehouse.processes.tree import ProcessIdentity, identify
 from enginehouse.runtime.context import Context
 from enginehouse.servers.records import list_servers
 from enginehouse.servers.stopping import stop_server
-from enginehouse.store.runs import Run, RunStatus, Worker
+from enginehouse.store.runs import Run, Worker
 
 _NEVER_BEGUN = (ConfigurationError, ModelError, UnsupportedError)  # if nothing was asked
 _LASTING = (*_NEVER_BEGUN, TaskError, RunLockedError)  # the same again if the run is resumed
@@ -38,13 +38,10 @@ def working_on(run: Run, context: Context) -> Iterator[None]:
     resumed.
     """
     try:
-        with run.hold():
+        with run.in_progress(worker=_worker(identify(os.getpid()))):
             try:
-                worker = _worker(identify(os.getpid()))
-                run.update(status=RunStatus.RUNNING, finished=None, worker=worker)
                 yield
             except BaseException as error:
-                run.note_end(error)
                 if (kept := _what_is_kept(run, error)) is not None:
                     context.notify(kept)
                 raise

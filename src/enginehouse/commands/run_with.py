@@ -50,17 +50,13 @@ async def run_with(
         )
     argv = tuple(argv)
     require_program(Command(argv=argv, env=os.environ))
-    settings = config.settings
     options = GatewayOptions(
         api_key=secrets.token_urlsafe(32),  # others on this machine cannot read our variables
-        record=settings.record,
-        replay=settings.replay,
-        resume=settings.resume,
-        adapters=settings.adapters,
         max_loras=config.plan.server.max_loras,
+        settings=config.settings,
     )
     plan = with_running_server(config.plan, layout=context.layout)
-    plan = await asyncio.to_thread(with_adapter_folder, plan, settings.adapters)
+    plan = await asyncio.to_thread(with_adapter_folder, plan, config.settings.adapters)
     status: int | None = None
     try:
         async with (
@@ -99,5 +95,5 @@ def variables_for(gateway: Gateway, *, before: Mapping[str, str]) -> dict[str, s
 
 def _note_end(incident: Incident, context: Context) -> None:
     """Say that the server is given up; the program's requests fail from then on."""
-    if incident.consequence != "started again":
+    if incident.given_up:
         context.notify(f"the server is gone for good: {incident.consequence}: {incident.cause}")

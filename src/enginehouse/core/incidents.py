@@ -13,7 +13,8 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     """A server's death while in use, and the cause according to its log.
 
     `kind` names the diagnosis ("out_of_memory" …; "unknown"). `in_flight`: requests that
-    were lost with it. `consequence` says what was done about it.
+    were lost with it. `consequence` says what was done about it; `given_up`: the server was not
+    started again.
     """
 
     moment: datetime
@@ -23,6 +24,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     log: str | None
     in_flight: int
     consequence: str
+    given_up: bool = False
 
 
 def deaths_in_words(incidents: Sequence[Incident]) -> Iterator[str]:

@@ -100,14 +100,10 @@ def _written_out(node: yaml.Node, known: dict[int, int | None]) -> int:
         raise _refusal("an alias contains itself", node.start_mark)
     if not size:
         known[id(node)] = None
-        pairs = node.value
-        parts = (part for pair in pairs for part in pair) if _is_mapping(node) else iter(pairs)
+        is_mapping = isinstance(node, yaml.MappingNode)
+        parts = (part for pair in node.value for part in pair) if is_mapping else iter(node.value)
         size = known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
     return size
-
-
-def _is_mapping(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.MappingNode)
 
 
 def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:

@@ -132,6 +132,7 @@ class Supervisor:
                     log=str(error.log) if error.log else None,
                     in_flight=in_flight,
                     consequence=reason or "started again",
+                    given_up=reason is not None,
                 )
             )
             if reason:
@@ -187,11 +188,9 @@ async def supervised(
             session,
             engine=owned.engine,
             model=server.models[0],
-            exit_code=owned.exit_code,
             patience=patience,
-            busy=lambda: redelivery.is_busy,
-            last_answer=lambda: redelivery.last_answer,
-            cores=owned.cores,
+            process=owned,
+            requests=redelivery,
             timings=owned.timings,
         )
         supervisor = Supervisor(

@@ -143,37 +143,32 @@ async def evaluate(  # noqa: PLR0913 (the optional ones are independent of one a
     task that its harness did not finish), StoreError (such as a full disk). Failed and unscored
     samples do not raise: see `require_headlines`.
     """
-    with run.hold():
-        run.update(status=RunStatus.RUNNING, finished=None)
-        try:
-            with Journal(run.journal_path, first=HeaderRecord) as journal:
-                async with Evaluation(
-                    spec,
-                    tasks=tasks,
-                    journal=journal,
-                    judge=judge,
-                    progress=progress,
-                    timings=timings,
-                ) as work:
-                    work.prepare(run.info.id)
-                    if retry_failed:
-                        work.discard_unjudged()
-                    await work.score_waiting()
-                    if sampler is not None and provenance is not None:
-                        unfinished = work.expect_foreign(retry_failed=retry_failed)
-                        await work.ask_missing(
-                            sampler, provenance, wanted=_wanted(retry_failed=retry_failed)
-                        )
-                        if unfinished:
-                            assert foreign is not None
-                            await work.run_foreign(foreign, unfinished, provenance)
-                del work  # its state would double the memory that the summary takes
-            report = summarise(run)
-            run.write_report(msgspec.json.format(msgspec.json.encode(report)))
-            run.finish(RunStatus.COMPLETE)
-        except BaseException as error:
-            run.note_end(error)
-            raise
+    with run.in_progress():
+        with Journal(run.journal_path, first=HeaderRecord) as journal:
+            async with Evaluation(
+                spec,
+                tasks=tasks,
+                journal=journal,
+                judge=judge,
+                progress=progress,
+                timings=timings,
+            ) as work:
+                work.prepare(run.info.id)
+                if retry_failed:
+                    work.discard_unjudged()
+                await work.score_waiting()
+                if sampler is not None and provenance is not None:
+                    unfinished = work.expect_foreign(retry_failed=retry_failed)
+                    await work.ask_missing(
+                        sampler, provenance, wanted=_wanted(retry_failed=retry_failed)
+                    )
+                    if unfinished:
+                        assert foreign is not None
+                        await work.run_foreign(foreign, unfinished, provenance)
+            del work  # its state would double the memory that the summary takes
+        report = summarise(run)
+        run.write_report(msgspec.json.format(msgspec.json.encode(report)))
+        run.finish(RunStatus.COMPLETE)
     return report
 
 

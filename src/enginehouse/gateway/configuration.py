@@ -7,27 +7,23 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from enginehouse.core.strict_model import StrictModel
+from enginehouse.core.strict_model import ComposedModel, StrictModel
 from enginehouse.deployment.configuration import AskConfig
 
 
 class GatewaySettings(StrictModel):
-    """What a gateway allows and keeps, wherever it listens."""
+    """What stands between a program and the model."""
 
-    max_body: Annotated[int, Field(ge=1)] = 32 * 2**20
-    """The largest body of a request, in bytes."""
-    max_in_flight: Annotated[int, Field(ge=1)] = 4096
-    """The most requests in the gateway at once; further ones get 503 and Retry-After."""
     adapters: Path | None = None
     """A folder of LoRA adapters, one subfolder each; requests select one by naming the subfolder as
     the model."""
     record: Path | None = None
     """Record requests and answers in a journal in this folder."""
     replay: bool = False
-    """Answer a repeated request from the journal if its answer is deterministic."""
+    """With record: answer a repeated request from the journal if its answer is deterministic."""
     resume: bool = False
-    """Continue a recorded program: the k-th identical request gets the k-th recorded answer,
-    whatever the temperature."""
+    """With record: continue a recorded program. The k-th identical request gets the k-th recorded
+    answer, whatever the temperature."""
 
     @model_validator(mode="after")
     def _journal_to_replay(self) -> Self:
@@ -36,7 +32,16 @@ class GatewaySettings(StrictModel):
         return self
 
 
-class GatewayOptions(GatewaySettings):
+class GatewayLimits(StrictModel):
+    """How much a gateway takes at once."""
+
+    max_body: Annotated[int, Field(ge=1)] = 32 * 2**20
+    """The largest body of a request, in bytes."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 4096
+    """The most requests in the gateway at once; further ones get 503 and Retry-After."""
+
+
+class GatewayOptions(StrictModel):
     """How a gateway listens, and what it allows."""
 
     host: str = "127.0.0.1"
@@ -48,14 +53,25 @@ class GatewayOptions(GatewaySettings):
     the gateway."""
     max_loras: Annotated[int, Field(ge=1)] | None = None
     """The most adapters to load at once into a server that is already running; by default one."""
+    settings: GatewaySettings = GatewaySettings()
+    limits: GatewayLimits = GatewayLimits()
 
 
-class GatewayConfig(AskConfig, GatewaySettings):
+class EngineLimits(StrictModel):
+    """How much of what a gateway takes goes on to the engine at once."""
+
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """The largest number of requests in flight in the engine; by default it follows its queue."""
+
+
+class GatewayConfig(ComposedModel):
     """A gateway, and what answers behind it.
 
     The `server`'s host, port and api_key are the gateway's own: the server behind it listens on
     loopback.
     """
 
-    concurrency: Annotated[int, Field(ge=1)] | None = None
-    """The largest number of requests in flight in the engine; by default it follows its queue."""
+    plan: AskConfig
+    settings: GatewaySettings
+    limits: GatewayLimits
+    engine_limits: EngineLimits

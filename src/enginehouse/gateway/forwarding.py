@@ -56,8 +56,7 @@ _Handler = Callable[[Request, Response], Awaitable[None]]
 class Forwarding:
     """The gateway's Application: answers each path, from the deployment where it can.
 
-    `failure` is called with the error that ends the deployment, of which nothing can be asked
-    any more.
+    `failure` ends with the error that ends the deployment, of which nothing can be asked any more.
     """
 
     def __init__(
@@ -69,18 +68,17 @@ class Forwarding:
         recorder: Recorder | None,
         adapters: AdapterFolder | None,
         notify: Notify,
-        failed: Callable[[ServerError], object],
     ) -> None:
-        self.max_body = options.max_body
+        self.max_body = options.limits.max_body
         self.metrics = Metrics()
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.models = Models(deployment, adapters=adapters)
         self._recorder = recorder
         self._deployment = deployment
         self._sampler = deployment.sampler
-        self._max_in_flight = options.max_in_flight
+        self._max_in_flight = options.limits.max_in_flight
         self._key = api_key.encode() if api_key else None
         self._notify = notify
-        self._failed = failed
         self._routes: dict[str, tuple[str, _Handler]] = {
             "/health": ("GET", self._health),
             "/metrics": ("GET", self._show_metrics),
@@ -176,8 +174,9 @@ class Forwarding:
             metrics.abandoned += 1
             raise
         except EnginehouseError as error:
-            if isinstance(error, ServerError):
-                self._failed(error)
+            if isinstance(error, ServerError) and not self.failure.done():
+                self.failure.set_exception(error)
+                self.failure.exception()  # whether or not somebody waits for it
             self._end(response, refusal_of(error), event=event_of(error))
         except Exception as error:  # noqa: BLE001 - the gateway goes on for all others
             self._notify(f"the gateway failed to handle a request: {type(error).__name__}: {error}")

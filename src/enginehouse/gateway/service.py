@@ -7,7 +7,6 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from enginehouse.core.errors import ServerError
 from enginehouse.deployment.base import Deployment
 from enginehouse.engines.base import is_loopback
 from enginehouse.gateway.adapters import AdapterFolder, open_adapter_folder
@@ -18,8 +17,6 @@ from enginehouse.gateway.metrics import GatewayFigures
 from enginehouse.gateway.recorder import Recorder, open_recorder
 from enginehouse.runtime.context import Context
 from enginehouse.runtime.http_service import listening
-
-__all__ = ["Gateway", "GatewayOptions", "open_gateway"]
 
 
 class Gateway:
@@ -33,7 +30,6 @@ class Gateway:
         self.api_key = api_key
         self.model = forwarding.models.default
         self._forwarding = forwarding
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def figures(self) -> GatewayFigures:
         """What it has done so far."""
@@ -41,13 +37,7 @@ class Gateway:
 
     async def ended(self) -> None:
         """Wait until the deployment is given up; raises the ServerError that says why."""
-        await asyncio.shield(self._failure)
-
-    def fail(self, error: ServerError) -> None:
-        """End `ended` with an error. Idempotent."""
-        if not self._failure.done():
-            self._failure.set_exception(error)
-            self._failure.exception()  # whether or not somebody waits for it
+        await asyncio.shield(self._forwarding.failure)
 
 
 @asynccontextmanager
@@ -60,29 +50,26 @@ async def open_gateway(
     Raises PortError, StoreError for a journal that cannot be used, and ConfigurationError,
     AdapterError or UnsupportedError where adapters cannot be loaded.
     """
-    api_key = options.api_key
+    api_key, settings = options.api_key, options.settings
     if api_key is None and not is_loopback(options.host):
         api_key = secrets.token_urlsafe(32)
-
-    def failed(error: ServerError) -> None:
-        gateway.fail(error)
 
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listening(options.port, host=options.host, option="--port"))
         recorder: Recorder | None = None
-        if options.record is not None:
+        if settings.record is not None:
             recording = open_recorder(
-                options.record,
+                settings.record,
                 deployment=deployment,
                 context=context,
-                replay=options.replay,
-                resume=options.resume,
+                replay=settings.replay,
+                resume=settings.resume,
             )
             recorder = await stack.enter_async_context(recording)
         adapters: AdapterFolder | None = None
-        if options.adapters is not None:
+        if settings.adapters is not None:
             opening = open_adapter_folder(
-                options.adapters,
+                settings.adapters,
                 deployment=deployment,
                 max_loras=options.max_loras,
                 context=context,
@@ -95,8 +82,6 @@ async def open_gateway(
             recorder=recorder,
             adapters=adapters,
             notify=context.notify,
-            failed=failed,
         )
         url = await stack.enter_async_context(serving(forwarding, listener))
-        gateway = Gateway(url, api_key=api_key, forwarding=forwarding)
-        yield gateway
+        yield Gateway(url, api_key=api_key, forwarding=forwarding)

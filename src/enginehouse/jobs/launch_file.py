@@ -175,11 +175,7 @@ def _deployments(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, 
     holders = [(values, "deployment", "deployment")]
     if isinstance(auxiliary, dict):
         holders += [(auxiliary, name, f"auxiliary_deployments.{name}") for name in auxiliary]
-    return ((holder, name, place) for holder, name, place in holders if _is_dict(holder, name))
-
-
-def _is_dict(holder: Mapping[str, Any], name: str) -> bool:
-    return isinstance(holder.get(name), dict)
+    return (one for one in holders if isinstance(one[0].get(one[1]), dict))
 
 
 def _line_of(composition: Composition, place: str) -> str:

@@ -42,7 +42,8 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         rows = list(_rows(comparison, several=several))
         parts += [Text(), FittingTable(columns, rows)]
     for task in comparison.tasks:
-        parts += [Text(), Text.assemble((f"{task.task}: ", "bold"), _verdict(task))]
+        verdict = (task.words, _STYLES[task.verdict])
+        parts += [Text(), Text.assemble((f"{task.task}: ", "bold"), verdict)]
         parts += [Text(f"  {line}") for line in _basis(task)]
     parts += [Text(), *(Text(line, style="dim") for line in _legend(comparison))]
     if comparison.warnings:
@@ -98,10 +99,6 @@ def _number(result: PairedResult) -> Callable[[float, str], str]:
     """What writes a value of the figure, with or without its sign."""
     scale, style = (100, ".1f") if _is_share(result) else (1, ".3g")
     return lambda value, sign: f"{scale * value:{sign}{style}}"
-
-
-def _verdict(task: TaskComparison) -> Text:
-    return Text(task.words, style=_STYLES[task.verdict])
 
 
 def _basis(task: TaskComparison) -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import aiohttp
 import msgspec
@@ -49,13 +50,31 @@ class _Counters(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_usage: float | None
 
 
+class ProcessSigns(Protocol):
+    """What a server's processes say of themselves; an OwnedServer, as a rule."""
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+
+    def cores(self) -> float | None:
+        """CPU cores used since the last call; None if they say nothing of its work (on a GPU)."""
+
+
+class RequestSigns(Protocol):
+    """What our own requests to a server say of it; a Redelivery, as a rule."""
+
+    last_answer: float
+    """When one of them was last answered, by the monitor's clock: a sign of work as well."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether some of them wait for an answer, so that a server that seems idle is not."""
+
+
 class HealthMonitor:
     """Watches one server; `session` has its base URL and its API key.
 
-    `exit_code` returns None while the process runs. `busy` tells whether our own requests wait for
-    an answer, so that a server that seems idle is not, and `last_answer` when, by `clock`, one of
-    them was last answered, which is a sign of work as well. `cores` returns the CPU cores that the
-    server has used since the last call, None if they say nothing about its work (on a GPU).
+    `process` and `requests` are None where only /health and the engine's own figures are known.
     `patience`: seconds without any sign of work after which a server counts as failed. `path` is
     that of its /health, if it is not its engine's.
     """
@@ -66,12 +85,10 @@ class HealthMonitor:
         *,
         engine: ServedEngine,
         model: str,
-        exit_code: Callable[[], int | None],
         patience: float,
         path: str | None = None,
-        busy: Callable[[], bool] = lambda: False,
-        last_answer: Callable[[], float] = lambda: 0.0,
-        cores: Callable[[], float | None] = lambda: None,
+        process: ProcessSigns | None = None,
+        requests: RequestSigns | None = None,
         clock: Callable[[], float] = time.monotonic,
         timings: Timings = TIMINGS,
     ) -> None:
@@ -79,11 +96,9 @@ class HealthMonitor:
         self._engine = engine
         self._path = path or engine.endpoints.health
         self._model = model
-        self._exit_code = exit_code
         self._patience = patience
-        self._busy = busy
-        self._last_answer = last_answer
-        self._cores = cores
+        self._process = process
+        self._requests = requests
         self._clock = clock
         self._timings = timings
         self._probe = aiohttp.ClientTimeout(total=timings.probe)
@@ -94,13 +109,14 @@ class HealthMonitor:
         """Forget what was seen: the server is a new process."""
         self._counters: _Counters | None = None
         self._worked = self._computed = self._clock()
-        self._cores()  # which are counted from here on
+        if self._process:
+            self._process.cores()  # which are counted from here on
         self._deaf_since: float | None = None
         self.has_worked = False
 
     async def glance(self) -> Health:
         """Check the process and /health only: at most 5 s."""
-        if (code := self._exit_code()) is not None:
+        if self._process and (code := self._process.exit_code()) is not None:
             return Health(state=ServerState.FAILED, reason=f"it ended with {describe_exit(code)}")
         status = await self._get_status(self._path)
         if status == _ENGINE_DEAD:
@@ -126,18 +142,20 @@ class HealthMonitor:
             self._worked = self._clock()
             return health
         load = await self._load()
-        cores = self._cores()
+        cores = self._process.cores() if self._process else None
+        busy = self._requests is not None and self._requests.is_busy
         computes = cores is not None and cores >= BUSY_CORES
         if computes:
             self._computed = self._clock()
-        is_idle = load is not None and not load.running + load.waiting and not self._busy()
+        is_idle = load is not None and not load.running + load.waiting and not busy
         if self._has_progressed(load):
             self.has_worked = True
             self._worked = self._clock()
         elif (health is _READY and is_idle) or (not computes and await self._answers()):
             self._worked = self._clock()
         now = self._clock()
-        self._worked = max(self._worked, self._last_answer())
+        if self._requests:
+            self._worked = max(self._worked, self._requests.last_answer)
         silent = now - self._worked
         # A single look without CPU use proves nothing: other programs may take the CPU for a while.
         idle = now - max(self._worked, self._computed)
@@ -221,7 +239,6 @@ async def glance(
             session,
             engine=engine,
             model="",
-            exit_code=lambda: None,
             patience=0,
             path=path,
             timings=timings,

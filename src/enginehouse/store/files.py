@@ -28,7 +28,7 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
         if path.is_symlink():
             place = Path(os.path.realpath(path))  # unlike resolve(), without an error for a loop
     except OSError as error:
-        raise _refused(path, error) from error
+        raise write_refused(path, error) from error
     temporary = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(2)}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise _refused(path, error) from error
+        raise write_refused(path, error) from error
 
 
 def require_folder(path: Path) -> None:
@@ -57,9 +57,10 @@ def require_folder(path: Path) -> None:
         ) from error
 
 
-def _refused(path: Path, error: OSError) -> StoreError:
+def write_refused(path: Path, error: OSError) -> StoreError:
+    """The error of a file or folder that could not be written, with what to do about it."""
     return StoreError(
         f"cannot write {path}",
         why=error.strerror or str(error),
-        fix=advice(error, otherwise="make room or check the permissions"),
+        fix=advice(error, otherwise="free disk space, or check the permissions"),
     )

@@ -156,7 +156,10 @@ class Run:
         try:
             self._lock.acquire(timeout=_LOCK_WAIT, poll_interval=0.02)
         except Timeout:
-            raise self._locked() from None
+            raise RunLockedError(
+                f"run {self.info.id} is being worked on by {read_holder(self.folder)}",
+                fix="wait until it ends, or stop that process",
+            ) from None
         except OSError as error:
             raise StoreError(f"cannot lock {self.folder}", why=str(error)) from error
         try:
@@ -164,6 +167,20 @@ class Run:
             yield
         finally:
             self._lock.release()
+
+    @contextmanager
+    def in_progress(self, **changes: Any) -> Iterator[None]:
+        """Hold it, as a run that is worked on; if the block fails, record how it ended.
+
+        Re-entrant as `hold` is. `changes` are made to run.json, too. Raises as `hold` and `update`.
+        """
+        with self.hold():
+            try:
+                self.update(status=RunStatus.RUNNING, finished=None, **changes)
+                yield
+            except BaseException as error:
+                self.note_end(error)
+                raise
 
     def is_held(self) -> bool:
         """Whether somebody works on it now."""
@@ -178,12 +195,6 @@ class Run:
             return True
         except OSError:  # another user's run, which we may only read
             return False
-
-    def _locked(self) -> RunLockedError:
-        return RunLockedError(
-            f"run {self.info.id} is being worked on by {read_holder(self.folder)}",
-            fix="wait until it ends, or stop that process",
-        )
 
 
 def create_run(

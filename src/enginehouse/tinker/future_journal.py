@@ -18,7 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from enginehouse.core.errors import RunLockedError, StoreError, TinkerError
-from enginehouse.core.system_errors import advice
+from enginehouse.store.files import write_refused
 from enginehouse.store.journal import Journal, read_journal
 from enginehouse.store.private import make_private, open_private
 from enginehouse.tinker.free_space import is_scarce
@@ -138,7 +138,7 @@ class FutureJournal:
                 fix="stop it, or give this one another home",
             ) from error
         except OSError as error:
-            raise _refused(folder, error) from error
+            raise write_refused(folder, error) from error
         journal = cls(folder, lock)
         try:
             journal._open_file()
@@ -290,7 +290,7 @@ class FutureJournal:
                 replaced, self._journal = self._journal, replacement
                 replaced.close()
         except OSError as error:
-            raise _refused(self._path, error) from error
+            raise write_refused(self._path, error) from error
         finally:
             _delete(temporary)
         self._size_when_compact = size
@@ -304,7 +304,7 @@ class FutureJournal:
                 try:
                     os.fsync(descriptor)
                 except OSError as error:
-                    raise _refused(path, error) from error
+                    raise write_refused(path, error) from error
                 finally:
                     os.close(descriptor)
         with self._replacing:
@@ -329,7 +329,7 @@ class FutureJournal:
                     file.write(content)
             except OSError as error:
                 _delete(path)
-                raise _refused(path, error) from error
+                raise write_refused(path, error) from error
             self._unsynced.append(path)
         try:
             offset = self._journal.append(record)
@@ -389,11 +389,3 @@ def _delete(path: Path) -> None:
     """Delete a file, if it exists. One that cannot be deleted is left to the next `entries`."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _refused(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"cannot write {path}",
-        why=error.strerror or str(error),
-        fix=advice(error, otherwise="free disk space, or check the permissions"),
-    )

@@ -113,7 +113,7 @@ async def run_agent(
             sampler,
             transcript,
             specs,
-            choice=choice if turn == 0 else _later(choice),
+            choice=choice if turn == 0 or choice == RESERVED[-1] else "auto",
             parameters=parameters,
             model=model,
             max_calls=limits.max_calls,
@@ -127,10 +127,6 @@ async def run_agent(
             *(_run(by_name[call.name], call, limits.tool_timeout) for call in result.calls)
         )
     return _ended(AgentOutcome.MAX_TURNS, transcript, turns)
-
-
-def _later(choice: str) -> str:
-    return choice if choice == RESERVED[-1] else "auto"
 
 
 def _ended(

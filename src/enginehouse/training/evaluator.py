@@ -189,7 +189,9 @@ class _Attempt:
         except asyncio.CancelledError as error:
             self._note(run=self._run(), error="; ".join(["it was interrupted", *_notes(error)]))
         except Exception as error:  # noqa: BLE001 - the training must continue
-            message = str(error) if isinstance(error, EnginehouseError) else _named(error)
+            message = str(error)
+            if not isinstance(error, EnginehouseError):
+                message = f"{type(error).__name__}: {message}"
             self._note(run=self._run(), error="; ".join([message, *_notes(error)]))
         else:
             self._note(error=None)
@@ -279,7 +281,3 @@ def _freed(vacant: Vacated) -> str:
 
 def _notes(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -24,7 +24,8 @@ from tests.support.processes import command_of
 from enginehouse.core.errors import ConfigurationError, HarnessError
 from enginehouse.core.sampler import Capabilities, Capability
 from enginehouse.deployment.configuration import AskConfig, parse
-from enginehouse.gateway.service import Gateway, GatewayOptions, open_gateway
+from enginehouse.gateway.configuration import GatewayOptions, GatewaySettings
+from enginehouse.gateway.service import Gateway, open_gateway
 from enginehouse.harnesses.base import (
     HarnessEndpoint,
     HarnessProgress,
@@ -116,7 +117,9 @@ class Trial:
     async def gateway(self, url: str) -> AsyncIterator[Gateway]:
         """A gateway that answers the requests of an interrupted run from its journal."""
         plan = parse(AskConfig, {"url": url}, origin="test")
-        options = GatewayOptions(record=self.folder / "journal", resume=True)
+        options = GatewayOptions(
+            settings=GatewaySettings(record=self.folder / "journal", resume=True)
+        )
         async with (
             opened(plan) as deployment,
             open_gateway(deployment, options, self.context) as gateway,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from enginehouse.core.errors import ConfigurationError, JobError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobStatus, Resources
 
@@ -34,6 +35,40 @@ def as_seconds(value: Any) -> Any:
 
 
 Walltime = Annotated[int, Field(ge=1), BeforeValidator(as_seconds)]
+
+
+def gpus_on_each(
+    needed: int, *, nodes: int, given: int | None, option: str, node: str = "node"
+) -> int:
+    """The GPUs of each node: those that its `option` gives, or an equal part of all that is needed.
+
+    With 0 given, GPUs are neither reserved nor counted. Raises ConfigurationError for parts that
+    are not whole, and for nodes that have too few together.
+    """
+    why = "tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply"
+    if given is None and needed % nodes:
+        raise ConfigurationError(
+            f"{needed} GPUs cannot be divided among {nodes} {node}s",
+            why=why,
+            fix=f"change these or execution.num_nodes, or set execution.{option}",
+        )
+    if given and needed > given * nodes:
+        raise ConfigurationError(
+            f"the job needs {needed} GPUs, but asks for {given * nodes}: "
+            f"{given} on each of {nodes} {node}s",
+            why=why,
+            fix=f"lower these, or raise execution.num_nodes or execution.{option}",
+        )
+    return needed // nodes if given is None else given
+
+
+def still_running(message: str) -> JobError:
+    """The error of a job that is submitted again before it has ended."""
+    return JobError(
+        message,
+        fix="wait until it ends, or stop it with `enginehouse launch kill`",
+        kind="running",
+    )
 
 
 class ExecutionVariables(StrictModel):

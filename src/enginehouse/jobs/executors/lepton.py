@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from enginehouse.core.errors import ConfigurationError, JobError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobState, JobStatus, Resources
-from enginehouse.jobs.executors.base import ExecutionSettings
+from enginehouse.jobs.executors.base import ExecutionSettings, still_running
 from enginehouse.jobs.lepton_endpoint import (
     ADDRESS,
     DEFAULT_STORAGE,
@@ -364,11 +364,7 @@ class LeptonExecutor:
         for old in await workspace.jobs(name=name):
             state = _status(old).state
             if not state.ended:
-                raise JobError(
-                    f"the job {name} is still running",
-                    fix="wait until it ends, or stop it with `enginehouse launch kill`",
-                    kind="running",
-                )
+                raise still_running(f"the job {name} is still running")
             await workspace.delete(f"/jobs/{old['metadata']['id']}")
 
     async def _node_groups(self, workspace: Workspace) -> dict[str, str]:

@@ -35,7 +35,7 @@ from enginehouse.jobs.base import (
     JobStatus,
     Resources,
 )
-from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
+from enginehouse.jobs.executors.base import ExecutionSettings, Walltime, still_running
 from enginehouse.jobs.local_process import (
     CANCEL,
     END,
@@ -359,11 +359,7 @@ def _require_ended(folder: Path) -> None:
             kind="other_machine",
         )
     if is_here and any(map(is_alive, (begun.supervisor, *begun.commands))):
-        raise JobError(
-            f"the job in {folder} is still running (pid {begun.supervisor.pid})",
-            fix="wait until it ends, or stop it with `enginehouse launch kill`",
-            kind="running",
-        )
+        raise still_running(f"the job in {folder} is still running (pid {begun.supervisor.pid})")
 
 
 def _nodes(job: JobSpec) -> Iterator[tuple[Companion, int]]:

@@ -104,7 +104,7 @@ class WandbExporter:
         folder = chosen.dir or os.environ.get("WANDB_DIR") or own
         Path(folder).mkdir(parents=True, exist_ok=True)
         there = wandb.init(
-            id=_identifier(run),
+            id=re.sub(r"[/\\#?%:]", "-", run.labels.run)[:128],  # of characters it may have there
             resume="allow",
             project=chosen.project,
             entity=chosen.entity,
@@ -135,8 +135,3 @@ def _require_key(wandb: Any, settings: Any) -> None:
             kind="no_key",
             fix="set WANDB_API_KEY, run `wandb login`, or export with mode=offline",
         )
-
-
-def _identifier(run: ExportedRun) -> str:
-    """The run's id, in characters that an id may have there."""
-    return re.sub(r"[/\\#?%:]", "-", run.labels.run)[:128]

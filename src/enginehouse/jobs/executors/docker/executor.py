@@ -23,6 +23,7 @@ import msgspec
 from enginehouse.core.errors import JobError
 from enginehouse.core.system_errors import worded
 from enginehouse.jobs.base import Artifact, Environment, Handle, JobSpec, JobState, JobStatus
+from enginehouse.jobs.executors.base import still_running
 from enginehouse.jobs.executors.docker.settings import DockerSettings
 from enginehouse.jobs.log_file import read_log
 from enginehouse.runtime.context import Context
@@ -87,11 +88,7 @@ class DockerExecutor:
         folder, name = Path(job.folder), f"enginehouse-{job.id}-{randomness.token_hex(2)}"
         for other in await _containers():
             if job.id in other.names and other.state in _LIVE:
-                raise JobError(
-                    f"job {job.id} is still running, in container {other.names}",
-                    fix="wait until it ends, or stop it with `enginehouse launch kill`",
-                    kind="running",
-                )
+                raise still_running(f"job {job.id} is still running, in container {other.names}")
             if job.id in other.names:  # it has ended, and Docker is about to remove it
                 await _remove(other.names)
         is_new = not await asyncio.to_thread(folder.exists)

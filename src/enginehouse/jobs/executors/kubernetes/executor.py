@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from enginehouse.core.errors import JobError
 from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobState, JobStatus
+from enginehouse.jobs.executors.base import still_running
 from enginehouse.jobs.executors.kubernetes.cluster import ApiError, Cluster, connect
 from enginehouse.jobs.executors.kubernetes.folders import Reader, copy_folder, until_gone
 from enginehouse.jobs.executors.kubernetes.manifests import (
@@ -141,7 +142,9 @@ class KubernetesExecutor:
         for namespace in sorted({one.reference["namespace"] for one in own}):
             cluster = here.within(namespace)
             ids = {o.reference["job"] for o in own if o.reference["namespace"] == namespace}
-            selector = f"{JOB_LABEL} in ({','.join(sorted(ids))})" if len(ids) <= 20 else _all()
+            selector = ",".join(f"{key}={value}" for key, value in MANAGED.items())
+            if len(ids) <= 20:
+                selector = f"{JOB_LABEL} in ({','.join(sorted(ids))})"
             try:
                 listed = await cluster.list(BATCH, "jobs", selector=selector)
                 pods += await cluster.list("", "pods", selector=selector)
@@ -257,10 +260,8 @@ class KubernetesExecutor:
             return
         uid = old["metadata"]["uid"]
         if not ended(old) and "deletionTimestamp" not in old["metadata"]:
-            raise JobError(
-                f"the job {name} is still running in the namespace {cluster.namespace}",
-                fix="wait until it ends, or stop it with `enginehouse launch kill`",
-                kind="running",
+            raise still_running(
+                f"the job {name} is still running in the namespace {cluster.namespace}"
             )
         await cluster.delete(BATCH, "jobs", name, uid=uid)
         await until_gone(cluster, "jobs", name, uid, group=BATCH)
@@ -289,7 +290,3 @@ def _worded(error: ApiError, what: str, cluster: Cluster) -> JobError:
 
 def _uid(handle: Handle) -> str:
     return handle.reference["uid"]
-
-
-def _all() -> str:
-    return ",".join(f"{key}={value}" for key, value in MANAGED.items())

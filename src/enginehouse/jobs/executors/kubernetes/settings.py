@@ -8,10 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Resources
-from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
+from enginehouse.jobs.executors.base import ExecutionSettings, Walltime, gpus_on_each
 
 Gigabytes = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -59,7 +58,7 @@ class KubernetesSettings(ExecutionSettings):
     num_instances: Count = 1
     """The number of servers: one per pod, or one over all pods; a single pod can run several."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """The GPUs of each pod; by default, what the servers need."""
+    """The GPUs of each pod; by default, what the servers need. 0: none are asked for or counted."""
     gpu_resource: str = "nvidia.com/gpu"
     """What the cluster calls a GPU."""
     cpus: Count | None = None
@@ -110,24 +109,11 @@ class KubernetesSettings(ExecutionSettings):
 
     def resources(self, *, gpus: int) -> Resources:
         """What each pod asks for: its part of the GPUs, or what `gpus` says."""
-        if self.gpus is None and gpus % self.num_nodes:
-            raise ConfigurationError(
-                f"{gpus} GPUs cannot be divided among {self.num_nodes} pods",
-                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
-                "GPUs",
-                fix="change these or execution.num_nodes, or set execution.gpus",
-            )
-        if self.gpus is not None and self.gpus * self.num_nodes < gpus:
-            raise ConfigurationError(
-                f"the job needs {gpus} GPUs, but asks for {self.gpus * self.num_nodes} "
-                f"(execution.gpus: {self.gpus}, execution.num_nodes: {self.num_nodes})",
-                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
-                "GPUs",
-                fix="lower these, raise execution.gpus, or leave it out",
-            )
         return Resources(
             nodes=self.num_nodes,
-            gpus_per_node=gpus // self.num_nodes if self.gpus is None else self.gpus,
+            gpus_per_node=gpus_on_each(
+                gpus, nodes=self.num_nodes, given=self.gpus, option="gpus", node="pod"
+            ),
             cpus_per_node=self.cpus,
             memory_gb=self.memory_gb,
             walltime=self.walltime,

@@ -30,6 +30,7 @@ from enginehouse.jobs.base import (
     JobState,
     JobStatus,
 )
+from enginehouse.jobs.executors.base import still_running
 from enginehouse.jobs.executors.ray.cluster import (
     RayCluster,
     RayJob,
@@ -111,10 +112,8 @@ class RayExecutor:
         cluster = await self._cluster(cluster_address(self._settings.address))
         for other in await cluster.jobs():
             if (other.metadata or {}).get(_NOTE) == job.id and not other.ended:
-                raise JobError(
-                    f"job {job.id} is still running on the cluster, as {other.submission_id}",
-                    fix="wait until it ends, or stop it with `enginehouse launch kill`",
-                    kind="running",
+                raise still_running(
+                    f"job {job.id} is still running on the cluster, as {other.submission_id}"
                 )
         submission = f"enginehouse-{job.id}-{randomness.token_hex(2)}"
         content = _package(

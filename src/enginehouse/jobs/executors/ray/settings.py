@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from enginehouse.core.errors import ConfigurationError
 from enginehouse.jobs.base import Resources
-from enginehouse.jobs.executors.base import ExecutionSettings, Walltime
+from enginehouse.jobs.executors.base import ExecutionSettings, Walltime, gpus_on_each
 
 
 class RaySettings(ExecutionSettings):
@@ -95,24 +94,11 @@ class RaySettings(ExecutionSettings):
 
         With `gpus_per_node: 0`, GPUs are neither reserved nor counted.
         """
-        why = "tensor_parallel_size, pipeline_parallel_size and data_parallel_size multiply"
-        if self.gpus_per_node is None and gpus % self.num_nodes:
-            raise ConfigurationError(
-                f"{gpus} GPUs cannot be divided among {self.num_nodes} nodes",
-                why=why,
-                fix="change these or execution.num_nodes, or set execution.gpus_per_node",
-            )
-        if self.gpus_per_node and gpus > self.gpus_per_node * self.num_nodes:
-            raise ConfigurationError(
-                f"the job needs {gpus} GPUs, but asks for {self.gpus_per_node * self.num_nodes}:"
-                f" {self.gpus_per_node} on each of {self.num_nodes} nodes",
-                why=why,
-                fix="lower these, or raise execution.num_nodes or execution.gpus_per_node",
-            )
-        per_node = gpus // self.num_nodes if self.gpus_per_node is None else self.gpus_per_node
         return Resources(
             nodes=self.num_nodes,
-            gpus_per_node=per_node,
+            gpus_per_node=gpus_on_each(
+                gpus, nodes=self.num_nodes, given=self.gpus_per_node, option="gpus_per_node"
+            ),
             cpus_per_node=self.cpus_per_node,
             memory_gb=self.memory_gb,
             walltime=self.walltime,

@@ -18,6 +18,7 @@ from typing import Self
 from enginehouse.core.errors import JobError
 from enginehouse.core.system_errors import worded
 from enginehouse.jobs.base import Artifact, Handle, JobSpec, JobState, JobStatus
+from enginehouse.jobs.executors.base import still_running
 from enginehouse.jobs.executors.slurm.attempts import (
     ATTEMPTS,
     CANCEL,
@@ -189,10 +190,8 @@ class SlurmExecutor:
     async def _submit_error(self, job: JobSpec, finished: Finished) -> JobError:
         if finished.code == ExitCode.RUNNING:
             number = finished.err.split()[-1]
-            return JobError(
-                f"the job in {job.folder} is still running or waiting, as Slurm job {number}",
-                fix="wait until it ends, or stop it with `enginehouse launch kill`",
-                kind="running",
+            return still_running(
+                f"the job in {job.folder} is still running or waiting, as Slurm job {number}"
             )
         if finished.code == ExitCode.UNWRITABLE:
             return JobError(

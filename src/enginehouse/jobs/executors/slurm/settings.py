@@ -11,10 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from enginehouse.core.errors import ConfigurationError
 from enginehouse.core.strict_model import StrictModel
 from enginehouse.jobs.base import Resources
-from enginehouse.jobs.executors.base import ExecutionSettings, as_seconds
+from enginehouse.jobs.executors.base import ExecutionSettings, as_seconds, gpus_on_each
 
 _GPUS = re.compile(r"(?:gres/)?gpu(?::[\w.+-]*[A-Za-z_][\w.+-]*)?(?:[:=](?P<count>\d+))?")
 # What the executor sets itself, and would no longer find its jobs without.
@@ -201,25 +200,11 @@ class SlurmSettings(ExecutionSettings):
 
         With `gpus_per_node: 0`, GPUs are neither asked for nor counted.
         """
-        per_node = self._gpus()
-        if per_node is None and gpus % self.num_nodes:
-            raise ConfigurationError(
-                f"{gpus} GPUs cannot be divided among {self.num_nodes} nodes",
-                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
-                "GPUs",
-                fix="change these or execution.num_nodes, or set execution.gres",
-            )
-        if per_node and gpus > per_node * self.num_nodes:
-            raise ConfigurationError(
-                f"the job needs {gpus} GPUs, but asks for {per_node * self.num_nodes}:"
-                f" {per_node} on each of {self.num_nodes} nodes",
-                why="it needs tensor_parallel_size x pipeline_parallel_size x data_parallel_size "
-                "GPUs",
-                fix="lower these, or raise execution.num_nodes or execution.gres",
-            )
         return Resources(
             nodes=self.num_nodes,
-            gpus_per_node=gpus // self.num_nodes if per_node is None else per_node,
+            gpus_per_node=gpus_on_each(
+                gpus, nodes=self.num_nodes, given=self._gpus(), option="gres"
+            ),
             walltime=self.walltime,
         )
 
