@@ -175,6 +175,7 @@ async def test_other_types_in_a_real_vllm_of_bfloat16(smollm2, machine, tmp_path
         assert (again.completions, again.weights_digest) == (old.completions, old.weights_digest)
 
 
+@pytest.mark.soak  # tests/deployment/test_swapping.py kills a fake engine
 async def test_a_real_vllm_killed_around_a_swap(ready, incidents, tmp_path):
     """During it: the old weights come back. After it: the new ones. Requests wait for them."""
     known = len(incidents)
