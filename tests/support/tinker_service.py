@@ -122,9 +122,11 @@ class TinkerService:
     @property
     def vllm(self) -> tuple[str, str]:
         """The address and the administrative key of its vLLM, for plain requests."""
-        (record,) = (self._house.home / "state" / "servers").glob("*/server.json")
-        key = record.with_name("admin.key").read_text()
-        return json.loads(record.read_text())["base_url"], key
+        address: str = self.status()["sampling"]["url"]
+        for record in (self._house.home / "state" / "servers").glob("*/server.json"):
+            if json.loads(record.read_text())["base_url"] == address:
+                return address, record.with_name("admin.key").read_text()
+        raise AssertionError(f"no server of {address} is recorded")
 
     def kill(self, part: str) -> None:
         """Kill -9 of "service", "trainer" or "vllm"; a killed service is started again."""
