@@ -219,9 +219,9 @@ def test_what_is_wrong_is_refused_and_named(name: str):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({}, "who answers for team_a"),
+        ({}, "team_a"),
         ({"default_provider": {"type": "vllm"}}, "names no model"),
-        ({"default_provider": {"model": "m"}}, "who answers for team_a"),
+        ({"default_provider": {"model": "m"}}, "team_a"),
     ],
 )
 def test_whoever_answers_is_named(values: dict[str, Any], says: str):

@@ -128,4 +128,4 @@ def test_where_no_engine_runs(monkeypatch: pytest.MonkeyPatch, system: str):
         choose_engine(None, notify=notes.append)
     assert "--url" in str(caught.value)
     assert choose_engine("vllm", notify=notes.append).name == "vllm"
-    assert notes == ["engine: vllm, as asked"]
+    assert notes == ["engine: vllm, as requested"]

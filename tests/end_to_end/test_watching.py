@@ -122,7 +122,7 @@ def test_adapters_and_a_checkpoint_that_comes_slowly(
     once = house.run(*words, "--once", "--json")
     assert once.code == 0, once.err
     assert "starting vllm" not in once.err
-    assert "lora-500 is left out: adapter_model.safetensors is incomplete" in once.err
+    assert "skipping lora-500: adapter_model.safetensors is incomplete" in once.err
     curve: Any = once.report
     assert [point["step"] for point in curve["points"]] == [100, 200, 300, 400]
     assert [point["failure"] for point in curve["points"]] == [None] * 4

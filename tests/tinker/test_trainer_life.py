@@ -58,7 +58,7 @@ async def test_a_job_that_ends_the_trainer_three_times_fails_alone(tmp_path: Pat
         harmless = await service.forward_backward(1, second)
         failure = await service.answer(deadly)
         assert failure["category"] == "server"
-        assert "3 deaths" in failure["error"]
+        assert "3 times" in failure["error"]
         assert "loss:sum" in await service.answer(harmless)
         assert "seq_id 1" in (await service.answer(await service.optim_step(2, first)))["error"]
         assert "metrics" in await service.answer(await service.optim_step(2, second))

@@ -81,7 +81,7 @@ async def test_a_request_above_the_budget_is_computed_alone(tmp_path: Path):
         small = await service.forward_backward(3)
         larger = await service.forward_backward(2, length=36)
         too_large = await service.forward_backward(1, length=41)
-        assert "40 are the most" in (await service.answer(too_large))["error"]
+        assert "at most 40" in (await service.answer(too_large))["error"]
         assert "loss:sum" in await service.answer(larger)
         assert "loss:sum" in await service.answer(small)
     assert trainer.passes == [(MODEL,), (MODEL,)]
