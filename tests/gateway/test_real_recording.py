@@ -88,10 +88,10 @@ class Client:
         reply = await self.sdk.completions.create(
             model=model, prompt=QUESTION, temperature=0, max_tokens=TOKENS, logprobs=1
         )
-        found = reply.choices[0].logprobs
-        assert found is not None
-        assert found.token_logprobs is not None
-        return found.token_logprobs
+        logprobs = reply.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.token_logprobs is not None
+        return logprobs.token_logprobs
 
     @property
     def replayed(self) -> int:
@@ -155,9 +155,9 @@ async def test_swapped_weights_get_no_old_answers(ready, machine, checkpoint, tm
 
         async def asked() -> tuple[str, str, list[float | None] | None]:
             reply = await client.sdk.completions.create(model="smollm2", **scores)
-            found = reply.choices[0].logprobs
-            assert found is not None
-            return await client.text(), await client.stream(), found.token_logprobs
+            logprobs = reply.choices[0].logprobs
+            assert logprobs is not None
+            return await client.text(), await client.stream(), logprobs.token_logprobs
 
         old = await asked()
         assert old[0] == old[1]

@@ -77,19 +77,19 @@ def events(*texts: str, end: str = "data: [DONE]\n\n", reason: str | None = "sto
 
 async def find(recorder: Recorder, body: dict, **options: object) -> RecordedRequest:
     """A request that can be recorded."""
-    found = await recorder.find(COMPLETIONS, json.dumps(body).encode(), **options)
-    assert found is not None
-    return found
+    request = await recorder.find(COMPLETIONS, json.dumps(body).encode(), **options)
+    assert request is not None
+    return request
 
 
 async def ask(recorder: Recorder, body: dict, would_be: str, **options: object) -> str:
     """What the gateway answers: what is recorded, or what the engine would say now."""
-    found = await find(recorder, body, **options)
-    if found.reply is None:
+    request = await find(recorder, body, **options)
+    if request.reply is None:
         reply = RecordedReply(body=answer(would_be), content_type="application/json")
-        await recorder.record(found, reply, weights_digest=None)
+        await recorder.record(request, reply, weights_digest=None)
         return would_be
-    return json.loads(found.reply.body)["choices"][0]["text"]
+    return json.loads(request.reply.body)["choices"][0]["text"]
 
 
 async def test_repeatable_answers_are_replayed(tmp_path):
@@ -156,10 +156,10 @@ async def test_new_weights_get_no_old_answers(tmp_path):
     with recording(tmp_path, weights=weights, replay=True) as recorder:
         assert await ask(recorder, GREEDY, "old") == "old"
         weights.digest = "w2"
-        found = await find(recorder, GREEDY)
-        assert found.reply is None
+        request = await find(recorder, GREEDY)
+        assert request.reply is None
         reply = RecordedReply(body=answer("third"), content_type="application/json")
-        await recorder.record(found, reply, weights_digest="w3")
+        await recorder.record(request, reply, weights_digest="w3")
         assert await ask(recorder, GREEDY, "new") == "new"
         weights.digest = "w3"
         assert await ask(recorder, GREEDY, "?") == "third"
@@ -183,8 +183,8 @@ async def test_streams(tmp_path):
     """Recorded whole, and told apart from whole answers to the same question."""
     stream = RecordedReply(body=events("o", "ne"), content_type="text/event-stream", streamed=True)
     with recording(tmp_path, replay=True) as recorder:
-        found = await find(recorder, GREEDY | {"stream": True})
-        await recorder.record(found, stream, weights_digest=None)
+        request = await find(recorder, GREEDY | {"stream": True})
+        await recorder.record(request, stream, weights_digest=None)
         assert (await find(recorder, GREEDY)).reply is None
         assert (await find(recorder, GREEDY | {"stream": True})).reply == stream
         usage = {"stream": True, "stream_options": {"include_usage": True}}

@@ -92,9 +92,9 @@ def test_many_writers_at_once(layout: Layout):
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(len(ids))))
-    found = JobRecords(layout).all()
-    assert [one.id for one in found] == ids[::-1]
-    assert [(one.submissions, one.diagnosis) for one in found] == [
+    stored = JobRecords(layout).all()
+    assert [one.id for one in stored] == ids[::-1]
+    assert [(one.submissions, one.diagnosis) for one in stored] == [
         (number, str(number)) for number in range(len(ids))
     ][::-1]
 

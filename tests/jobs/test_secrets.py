@@ -77,15 +77,15 @@ def test_no_secret_is_written_printed_or_shown(house: House, file: Path):
 
 def _engines(house: House) -> list[psutil.Process]:
     """The engine's processes, which have been given the secrets."""
-    found = []
+    processes = []
     for process in house.processes():
         with suppress(psutil.Error):
             environment = process.environ()
             if environment.get("HF_TOKEN") == LITERAL and "GUARD_ADMIN_KEY" in environment:
                 assert environment["OLDER_TOKEN"] == FROM_HERE
                 assert environment["HF_HUB_TOKEN"] == FROM_HERE
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def _wait(call: Callable[..., Finished], job: str) -> None:

@@ -232,7 +232,7 @@ class Forwarding:
                 await self._stream(request.path, content, body, model, response, recorded)
                 self.metrics.completed += 1
                 return
-            reply = await self._asked(
+            reply = await self._ask(
                 request.path, content, body, model, decode=_require_whole_answer
             )
             self.metrics.count_tokens(reported_usage(reply.wire.body))
@@ -284,7 +284,7 @@ class Forwarding:
         response: Response,
         recorded: RecordedRequest | None,
     ) -> None:
-        reply = await self._sent(
+        reply = await self._send(
             path, content, body, model, streamed=True, decode_event=_require_no_error
         )
         chunks = reply.wire.chunks
@@ -310,7 +310,7 @@ class Forwarding:
         finally:
             reply.close()
 
-    async def _asked(
+    async def _ask(
         self,
         path: str,
         content: bytes,
@@ -320,13 +320,13 @@ class Forwarding:
         decode: Callable[[Reply], object],
     ) -> Reply:
         try:
-            return await self._sent(path, content, body, model, decode=decode)
+            return await self._send(path, content, body, model, decode=decode)
         except BadRequestError as error:
             if error.status in (404, 405) and not isinstance(error, UnknownModelError):
                 raise self._lacking(path) from None
             raise
 
-    async def _sent(self, path: str, content: bytes, body: Body, model: str, **how: Any) -> Reply:
+    async def _send(self, path: str, content: bytes, body: Body, model: str, **how: Any) -> Reply:
         """The sampler's reply; once more if the server has forgotten an adapter in a restart."""
         forward = partial(
             self._sampler.forward,

@@ -317,11 +317,11 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         self._answering = request
-        task = self._task = self._server.loop.create_task(self._answered(request))
+        task = self._task = self._server.loop.create_task(self._call_application(request))
         self._server.tasks.add(task)
         task.add_done_callback(self._end)
 
-    async def _answered(self, request: Request) -> None:
+    async def _call_application(self, request: Request) -> None:
         try:
             await self._application.answer(request, Response(self, request))
         except ClientGoneError:

@@ -53,7 +53,7 @@ class Models:
         if self.adapters is not None and (adapter := await self.adapters.find(name)) is not None:
             return NamedModel(name, adapter)
         if not self._open:
-            self._known |= set(await self._listed())
+            self._known |= set(await self._list_models())
             if name not in self._known:
                 raise self._unknown(name)
         return NamedModel(name)
@@ -72,7 +72,7 @@ class Models:
 
     async def names(self) -> tuple[str, ...]:
         """All names, the default first. Raises WireError."""
-        listed = await self._listed()
+        listed = await self._list_models()
         return tuple(
             dict.fromkeys((self.default, *self._deployment.models, *listed, *self.adapter_names()))
         )
@@ -81,7 +81,7 @@ class Models:
         """The adapters that can be loaded, by name. Blocking, for the time of reading a folder."""
         return self.adapters.names() if self.adapters is not None else ()
 
-    async def _listed(self) -> tuple[str, ...]:
+    async def _list_models(self) -> tuple[str, ...]:
         if self._deployment.engine.wire.models_path is None:
             return ()
         listed = await self._deployment.sampler.models()

@@ -37,7 +37,7 @@ async def read_tasks(
     tasks = {task.name: task for task in own}
     if include_path is not None:
         request = {**(more or {}), "include_path": str(include_path)}
-        added = await _listed(payload, environment, request, context=context)
+        added = await _run_listing(payload, environment, request, context=context)
         tasks |= {task.name: task for task in added}
     return tuple(sorted(tasks.values(), key=lambda task: task.name))
 
@@ -47,17 +47,17 @@ async def _own_tasks(
 ) -> Sequence[HarnessTask]:
     request = {**more, "include_path": None}
     if environment.key is None:  # packages may be added to a user's own install at any time
-        return await _listed(payload, environment, request, context=context)
+        return await _run_listing(payload, environment, request, context=context)
     kept = context.layout.harness_tasks / f"{environment.key}-tasks.json"
     with suppress(OSError, msgspec.DecodeError):
-        return _decoded(kept)
-    tasks = await _listed(payload, environment, request, context=context)
+        return _decode(kept)
+    tasks = await _run_listing(payload, environment, request, context=context)
     with suppress(StoreError):  # keeping it only saves time
         write_whole(kept, msgspec.json.encode(tasks))
     return tasks
 
 
-async def _listed(
+async def _run_listing(
     payload: Path, environment: EngineEnvironment, request: Mapping[str, Any], *, context: Context
 ) -> list[HarnessTask]:
     context.notify(f"{environment.engine}: listing its tasks")
@@ -70,8 +70,8 @@ async def _listed(
             folder=file.parent,
             log=new_log(context.layout, f"list-{environment.engine}"),
         )
-        return _decoded(file)
+        return _decode(file)
 
 
-def _decoded(file: Path) -> list[HarnessTask]:
+def _decode(file: Path) -> list[HarnessTask]:
     return msgspec.json.decode(file.read_bytes(), type=list[HarnessTask])

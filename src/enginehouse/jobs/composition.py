@@ -71,7 +71,7 @@ def compose_launch(path: Path, *, overrides: Sequence[str] = ()) -> Composition:
     raw = _as_written(OmegaConf.to_container(composed, resolve=False), own)
     return Composition(
         path=path,
-        values=_resolved(raw, path),
+        values=_resolve(raw, path),
         lines={key: line for key, (line, _) in own.items()},
         overridden=overridden,
     )
@@ -84,7 +84,7 @@ def load_launch(path: Path | None, *, overrides: Sequence[str] = ()) -> DictConf
     """
     written = read_yaml(path) if path is not None else {}
     if path is not None:
-        _refuse_other_formats(written, path)
+        _require_supported_format(written, path)
     overrides = _by_index(overrides, written)
     _register_resolvers()
     words = [f"++{word}" if _DOTTED_KEY.match(word) else word for word in overrides]
@@ -100,7 +100,7 @@ def load_launch(path: Path | None, *, overrides: Sequence[str] = ()) -> DictConf
             name = path.stem if path is not None else "default"
             return compose(name, overrides=[*words, f"hydra.searchpath=[{_GROUPS}]"])
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error, path or Path("the packaged groups")) from error
+        raise _configuration_error(error, path or Path("the packaged groups")) from error
     finally:
         GlobalHydra.instance().hydra = running
 
@@ -112,12 +112,12 @@ def resolve_launch(config: DictConfig, *, path: Path) -> Composition:
     """
     _register_resolvers()
     raw = OmegaConf.to_container(config, resolve=False)
-    values = _resolved(raw, path)
+    values = _resolve(raw, path)
     keys = frozenset(key for key, _ in leaves(values))
     return Composition(path=path, values=values, lines={}, overridden=keys)
 
 
-def _resolved(raw: Any, path: Path) -> dict[str, Any]:
+def _resolve(raw: Any, path: Path) -> dict[str, Any]:
     """Raw values with their interpolations resolved."""
     if missing := [key for key, value in leaves(raw) if value == _MISSING]:
         raise ConfigurationError(
@@ -125,16 +125,16 @@ def _resolved(raw: Any, path: Path) -> dict[str, Any]:
             why="the file, or a group that it uses, marks them as mandatory (???)",
             fix="give them in the file or as " + " ".join(f"-o {key}=…" for key in missing),
         )
-    prepared = _prepared(raw)
-    _refuse_secrets(prepared, path)
+    prepared = _prepare(raw)
+    _require_no_secrets(prepared, path)
     try:
         values = OmegaConf.to_container(OmegaConf.create(prepared), resolve=True)
     except OmegaConfBaseException as error:
-        raise _explained(error, path) from error
+        raise _configuration_error(error, path) from error
     return values  # type: ignore[return-value]
 
 
-def refuse_unserved(deployment: Mapping[str, Any], *, place: str) -> None:
+def require_served(deployment: Mapping[str, Any], *, place: str) -> None:
     """Raise ConfigurationError for a deployment, at a dotted path, of a type that runs nowhere."""
     if (kind := deployment.get("type")) in _NOT_SERVED:
         raise ConfigurationError(
@@ -144,7 +144,7 @@ def refuse_unserved(deployment: Mapping[str, Any], *, place: str) -> None:
         )
 
 
-def _refuse_other_formats(written: Mapping[str, Any], path: Path) -> None:
+def _require_supported_format(written: Mapping[str, Any], path: Path) -> None:
     if "services" in written or "benchmarks" in written:
         raise ConfigurationError(
             f"{path} is written for version 0.3 or later of the NeMo Evaluator launcher",
@@ -165,10 +165,10 @@ def _by_index(overrides: Sequence[str], written: Mapping[str, Any]) -> list[str]
         str(task.get("name")) if isinstance(task, Mapping) else ""
         for task in (tasks if isinstance(tasks, list) else ())
     ]
-    return [_TASK_KEY.sub(lambda match: _indexed(match, names), word) for word in overrides]
+    return [_TASK_KEY.sub(lambda match: _replace_name(match, names), word) for word in overrides]
 
 
-def _indexed(match: re.Match[str], names: Sequence[str]) -> str:
+def _replace_name(match: re.Match[str], names: Sequence[str]) -> str:
     rest = match["rest"]
     if rest.partition(".")[0].partition("=")[0].isdecimal():
         return match[0]
@@ -189,7 +189,7 @@ def _indexed(match: re.Match[str], names: Sequence[str]) -> str:
     return f"{match['start']}{places[0]}{rest[len(chosen) :]}"
 
 
-def _refuse_secrets(values: Any, path: Path) -> None:
+def _require_no_secrets(values: Any, path: Path) -> None:
     """A secret that is read while composing would be written into scripts and records."""
     for key, value in leaves(values):
         names = _ANY_FROM_HERE.findall(value) if isinstance(value, str) else ()
@@ -211,7 +211,7 @@ def _select_not_null(key: str, default: Any = None, *, _root_: Any) -> Any:
     return default if value is None else value
 
 
-def _prepared(value: Any, *, in_variables: bool = False) -> Any:
+def _prepare(value: Any, *, in_variables: bool = False) -> Any:
     """Raw values, ready to be resolved.
 
     `${oc.select}` falls back for null, too: it would turn into the text "None". A variable of this
@@ -220,11 +220,11 @@ def _prepared(value: Any, *, in_variables: bool = False) -> Any:
     """
     if isinstance(value, Mapping):
         return {
-            key: _prepared(inner, in_variables=in_variables or key in ("env_vars", "envs"))
+            key: _prepare(inner, in_variables=in_variables or key in ("env_vars", "envs"))
             for key, inner in value.items()
         }
     if isinstance(value, list):
-        return [_prepared(inner, in_variables=in_variables) for inner in value]
+        return [_prepare(inner, in_variables=in_variables) for inner in value]
     if not isinstance(value, str):
         return value
     if in_variables and (match := _FROM_HERE.fullmatch(value.strip())):
@@ -286,7 +286,7 @@ def _as_written(raw: Any, own: Mapping[str, tuple[int, yaml.Node]]) -> Any:
     return raw
 
 
-def _explained(error: Exception, path: Path) -> ConfigurationError:
+def _configuration_error(error: Exception, path: Path) -> ConfigurationError:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         unknown = UnknownNameError(group or "configuration", name, error.options)

@@ -18,7 +18,7 @@ from enginehouse.deployment.configuration import merged
 from enginehouse.engines import arguments
 from enginehouse.engines.options import PositiveInt
 from enginehouse.jobs.executors.base import ExecutionSettings
-from enginehouse.jobs.lepton_endpoint import LeptonConfig
+from enginehouse.jobs.executors.lepton.endpoint import LeptonConfig
 from enginehouse.jobs.variables import Variables
 
 Port = Annotated[int, Field(ge=1, le=65535)]

@@ -97,7 +97,7 @@ def convert(path: Path, *, service: str | None = None) -> Conversion:
         if solver == name
     ]
     converting = _Converting(path, values, name)
-    return converting.converted(services[name], own)
+    return converting.convert(services[name], own)
 
 
 def _service_of(benchmark: Any) -> str | None:
@@ -118,7 +118,7 @@ class _Converting:
         self._service = service
         self._left_out: dict[str, str] = {}
 
-    def converted(
+    def convert(
         self, service: Mapping[str, Any], benchmarks: Sequence[tuple[int, Mapping[str, Any]]]
     ) -> Conversion:
         """The launch file of the service and its benchmarks."""
@@ -127,8 +127,8 @@ class _Converting:
         if reason := _ELSEWHERE.get(kind):
             raise ConfigurationError(f"the service {self._service} is of type {kind}", fix=reason)
         where = f"services.{self._service}"
-        parameters = self._taken(service.get("generation"), _GENERATION, f"{where}.generation")
-        parameters |= self._taken(service.get("proxy"), _PROXY, f"{where}.proxy")
+        parameters = self._take(service.get("generation"), _GENERATION, f"{where}.generation")
+        parameters |= self._take(service.get("proxy"), _PROXY, f"{where}.proxy")
         deployed = kind in ("vllm", "sglang")
         model = self._deployment(service) if deployed else self._target(service, kind)
         ray = deployed and kind == "vllm" and int(service.get("num_nodes", 1)) > 1
@@ -198,7 +198,7 @@ class _Converting:
             raise UnknownNameError("node pool in this file", str(name), map(str, pools))
         unused = {key: pool for key, pool in pools.items() if key != name}
         self._leave_out("cluster.node_pools", unused, (), f"{self._service} does not use it")
-        pool = self._taken(pools[name], _POOL, f"cluster.node_pools.{name}")
+        pool = self._take(pools[name], _POOL, f"cluster.node_pools.{name}")
         if (nodes := int(service.get("num_nodes", 1))) > 1:
             pool["num_nodes"] = nodes
         return pool
@@ -267,7 +267,7 @@ class _Converting:
             self._left_out[f"services.{self._service}.protocol"] = f"requests do not use {endpoint}"
         names = {"max_problems": "limit_samples", "max_concurrent": "parallelism"}
         parameters = {new: benchmark[old] for old, new in names.items() if benchmark.get(old)}
-        parameters |= self._taken(
+        parameters |= self._take(
             solver.get("generation"), _GENERATION, f"{where}.solver.generation"
         )
         if benchmark.get("repeats", 1) != 1:
@@ -290,7 +290,7 @@ class _Converting:
         )
         return task
 
-    def _taken(self, values: Any, names: Mapping[str, str], where: str) -> dict[str, Any]:
+    def _take(self, values: Any, names: Mapping[str, str], where: str) -> dict[str, Any]:
         """The values under their new names; the others are left out."""
         if not isinstance(values, Mapping):
             return {}

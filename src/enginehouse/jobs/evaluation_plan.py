@@ -421,7 +421,7 @@ def _judge_values(config: LaunchConfig, judge: _NamedJudge) -> dict[str, Any]:
     if first and not config.execution.gives_nodes and (own := _gpus(deployment)):
         ours = ",".join(str(number) for number in range(first, first + own))
         variables.setdefault("CUDA_VISIBLE_DEVICES", ours)
-    return sampling | _served(
+    return sampling | _server_plan(
         deployment,
         env_vars=variables,
         env_names=tuple(sorted(config.auxiliary_passed_on(judge.auxiliary).by_name)),
@@ -447,7 +447,7 @@ def _answering(config: LaunchConfig) -> dict[str, Any]:
             "api_key_env": config.execution.server_key,
         }
     server = {"env_vars": config.server_values, "env_names": config.server_names}
-    return _served(deployment, **server)
+    return _server_plan(deployment, **server)
 
 
 def _gpus(deployment: DeploymentSettings) -> int:
@@ -456,10 +456,10 @@ def _gpus(deployment: DeploymentSettings) -> int:
     return deployment.gpus if is_on_gpus else 0
 
 
-def _served(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
+def _server_plan(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
     """The plan of a server of the job's own; `server` holds more of its options."""
     if deployment.command is not None:
-        return _served_by_command(deployment, **server)
+        return _command_plan(deployment, **server)
     return {
         "model": deployment.model,
         "path": deployment.fallback,
@@ -481,7 +481,7 @@ def _served(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
     }
 
 
-def _served_by_command(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
+def _command_plan(deployment: DeploymentSettings, **server: Any) -> dict[str, Any]:
     """The same for a server whose command is the user's."""
     endpoints = deployment.endpoints or ServerEndpoints()
     return {

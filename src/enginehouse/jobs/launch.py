@@ -183,13 +183,13 @@ async def _refresh(records: Sequence[JobRecord], context: Context) -> list[JobRe
     """The records of one place."""
     try:
         async with open_executor(_settings(records[0]), context) as executor:
-            records = [await _recovered(record, executor, context) for record in records]
+            records = [await _recover(record, executor, context) for record in records]
             submitted = [record for record in records if record.handle is not None]
             handles = [_handle(record) for record in submitted]
             statuses = await executor.statuses(handles) if handles else ()
             changed = {
                 record.id: msgspec.structs.replace(
-                    await _changed(record, status, executor, context), handle=record.handle
+                    await _update_status(record, status, executor, context), handle=record.handle
                 )
                 for record, status in zip(submitted, statuses, strict=True)
             }
@@ -202,7 +202,7 @@ async def _refresh(records: Sequence[JobRecord], context: Context) -> list[JobRe
         return [msgspec.structs.replace(record, status=unknown) for record in records]
 
 
-async def _recovered(record: JobRecord, executor: Executor, context: Context) -> JobRecord:
+async def _recover(record: JobRecord, executor: Executor, context: Context) -> JobRecord:
     """The record, with the handle that a launcher which was killed did not get to note."""
     if record.handle is not None and not record.resuming:
         return record
@@ -218,7 +218,7 @@ async def _recovered(record: JobRecord, executor: Executor, context: Context) ->
     return await asyncio.to_thread(JobRecords(context.layout).update, record.id, **changes)
 
 
-async def _changed(
+async def _update_status(
     record: JobRecord, status: JobStatus, executor: Executor, context: Context
 ) -> JobRecord:
     """The record with a new status, stored if it differs."""

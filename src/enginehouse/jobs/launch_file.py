@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from enginehouse.commands.kept_variables import is_kept
 from enginehouse.core.errors import ConfigurationError, UnknownNameError, nearest
 from enginehouse.deployment.configuration import parse
-from enginehouse.jobs.composition import Composition, compose_launch, leaves, refuse_unserved
+from enginehouse.jobs.composition import Composition, compose_launch, leaves, require_served
 from enginehouse.jobs.configuration import LaunchConfig, LaunchDocument, texts
 from enginehouse.jobs.engine_arguments import sort_arguments
 from enginehouse.jobs.executors.base import ExecutionSettings, ExecutionVariables
@@ -90,7 +90,7 @@ def check_launch(composition: Composition) -> LaunchConfig:
         chosen = _without_others(settings_class, chosen, without_effect)
     execution = _acted_on(settings_class, chosen, "execution", without_effect)
     for holder, name, place in _deployments(values):
-        refuse_unserved(holder[name], place=place)
+        require_served(holder[name], place=place)
         ordered = sort_arguments(
             holder[name], place=place, given=lambda key: key in composition.lines
         )
@@ -98,8 +98,8 @@ def check_launch(composition: Composition) -> LaunchConfig:
         without_effect |= ordered.not_acted_on
         notes += [f"{note}{_line_of(composition, place)}" for note in ordered.notes]
     document = _acted_on(LaunchDocument, values, "", without_effect)
-    checked = _parsed(LaunchDocument, document, origin=origin)
-    settings = _parsed(settings_class, execution, origin=f"{origin}: execution")
+    checked = _parse(LaunchDocument, document, origin=origin)
+    settings = _parse(settings_class, execution, origin=f"{origin}: execution")
     without_effect |= {f"execution.{key}": why for key, why in settings.without_effect.items()}
     without_effect |= keys_without_effect(checked, given=composition.gives)
     settings = settings.model_copy(update={"env_vars": ExecutionVariables()})  # read below
@@ -125,8 +125,8 @@ def check_launch(composition: Composition) -> LaunchConfig:
         name: everywhere.with_others(variables.read(f"auxiliary_deployments.{name}.env_vars"))
         for name in checked.auxiliary_deployments
     }
-    _refuse_secrets(variables, composition)
-    _refuse_two_values(job, server)
+    _require_no_secrets(variables, composition)
+    _require_one_value(job, server)
     return LaunchConfig(
         origin=origin,
         name=checked.name or composition.path.stem,
@@ -195,7 +195,7 @@ def _settings_class(execution: Any, origin: str) -> type[ExecutionSettings]:
     return settings_class
 
 
-def _parsed(kind: Any, values: Mapping[str, Any], *, origin: str) -> Any:
+def _parse(kind: Any, values: Mapping[str, Any], *, origin: str) -> Any:
     try:
         return parse(kind, values, origin=origin)
     except ConfigurationError as error:
@@ -294,14 +294,14 @@ class _VariableReader:
         for section in sections:
             holder = _at(self.redacted, section)
             for name, text in texts(holder).items() if isinstance(holder, dict) else ():
-                variable = self._parsed(f"{section}.{name}", name, text)
+                variable = self._parse(f"{section}.{name}", name, text)
                 if variable.literal is not None and variable.secret:
                     holder[name] = HIDDEN
                     self.secrets.add(variable.literal)
                 read[name] = variable
         return Variables(by_name=read)
 
-    def _parsed(self, key: str, name: str, text: str) -> Variable:
+    def _parse(self, key: str, name: str, text: str) -> Variable:
         place = f"{key} ({self._composition.place(key)})"
         try:
             variable = parse_variable(name, text, here=self._here)
@@ -346,7 +346,7 @@ def _at(values: Any, key: str) -> Any:
     return values
 
 
-def _refuse_two_values(job: Variables, server: Variables) -> None:
+def _require_one_value(job: Variables, server: Variables) -> None:
     """What may not be stored reaches the server through the job's environment, with one value."""
     for name in sorted(job.by_name.keys() & server.by_name.keys()):
         one, other = job.by_name[name], server.by_name[name]
@@ -359,7 +359,7 @@ def _refuse_two_values(job: Variables, server: Variables) -> None:
             )
 
 
-def _refuse_secrets(variables: _VariableReader, composition: Composition) -> None:
+def _require_no_secrets(variables: _VariableReader, composition: Composition) -> None:
     """Raise ConfigurationError for a secret anywhere but in a section of variables."""
     copied = [secret for secret in variables.secrets if len(secret) >= _SHORTEST_SECRET]
     for key, value in leaves(variables.redacted):

@@ -51,7 +51,7 @@ def fit_in_words(fit: Fit | None) -> str:
     if fit.available is None:
         return (
             f"{said}; the GPUs' memory is not known for the executor {fit.executor}: each needs "
-            f"more than {_needed(fit)}"
+            f"more than {_memory_needed(fit)}"
         )
     if fit.weights > fit.available:
         return f"{said}: does not fit into {fit.available / 1e9:.1f} GB"
@@ -60,7 +60,7 @@ def fit_in_words(fit: Fit | None) -> str:
     return f"{said}: fits into {fit.available / 1e9:.1f} GB with up to {fit.tokens:,} tokens"
 
 
-def _needed(fit: Fit) -> str:
+def _memory_needed(fit: Fit) -> str:
     """What a GPU must have, with the KV cache of a few conversations where that is known."""
     if fit.cache_per_token is None:
         return f"{fit.weights / 1e9:.1f} GB"

@@ -165,13 +165,13 @@ def _argv(command: LocalCommand, *, before: str) -> tuple[str, ...]:
 
 
 def _variables(environment: Environment, secrets: Mapping[str, str]) -> dict[str, str]:
-    found = {
+    from_machine = {
         name: os.environ[source]
         for name, source in environment.from_machine.items()
         if source in os.environ
     }
     hidden = {name: secrets[name] for name in environment.secrets}
-    return {**os.environ, **found, **environment.values, **hidden}
+    return {**os.environ, **from_machine, **environment.values, **hidden}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -69,7 +69,7 @@ class JobRecords:
         with self._transaction() as connection:
             connection.execute(
                 "INSERT INTO jobs (id, created, record) VALUES (?, ?, ?)",
-                (record.id, record.created.isoformat(), _encoded(record)),
+                (record.id, record.created.isoformat(), _encode(record)),
             )
 
     def update(self, job_id: str, **changes: Any) -> JobRecord:
@@ -78,10 +78,8 @@ class JobRecords:
             row = connection.execute("SELECT record FROM jobs WHERE id = ?", (job_id,)).fetchone()
             if row is None:
                 raise _unknown(job_id, [])
-            record = msgspec.structs.replace(_decoded(row), **changes)
-            connection.execute(
-                "UPDATE jobs SET record = ? WHERE id = ?", (_encoded(record), job_id)
-            )
+            record = msgspec.structs.replace(_decode(row), **changes)
+            connection.execute("UPDATE jobs SET record = ? WHERE id = ?", (_encode(record), job_id))
         return record
 
     def remove(self, job_id: str) -> None:
@@ -103,19 +101,19 @@ class JobRecords:
         if not reference or not rows:
             raise _unknown(reference, ids)
         if len(rows) > 1:
-            names = ", ".join(_decoded(row).id for row in rows[:5])
+            names = ", ".join(_decode(row).id for row in rows[:5])
             raise JobError(
                 f"{len(rows)} jobs begin with {reference!r}",
                 fix=f"give more of the id: {names}",
                 kind="ambiguous",
             )
-        return _decoded(rows[0])
+        return _decode(rows[0])
 
     def all(self) -> list[JobRecord]:
         """Every job, the latest first."""
         with self._transaction() as connection:
             rows = connection.execute("SELECT record FROM jobs ORDER BY created DESC").fetchall()
-        return [_decoded(row) for row in rows]
+        return [_decode(row) for row in rows]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -155,11 +153,11 @@ class JobRecords:
             connection.execute(f"PRAGMA user_version = {_VERSION}")
 
 
-def _encoded(record: JobRecord) -> bytes:
+def _encode(record: JobRecord) -> bytes:
     return msgspec.json.encode(record, enc_hook=str)  # paths
 
 
-def _decoded(row: tuple[bytes]) -> JobRecord:
+def _decode(row: tuple[bytes]) -> JobRecord:
     try:
         return msgspec.json.decode(row[0], type=JobRecord, dec_hook=lambda kind, text: kind(text))
     except msgspec.DecodeError as error:

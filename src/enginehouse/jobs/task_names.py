@@ -186,7 +186,7 @@ def foreign_spellings() -> tuple[str, ...]:
 
 def _spelling(written: str) -> _Spelling | None:
     harness, _, name = written.rpartition(".")
-    harness = _hyphenated(harness)
+    harness = _hyphenate(harness)
     if harness == "lm-eval":
         harness = _LM_HARNESS
     return next(
@@ -195,7 +195,7 @@ def _spelling(written: str) -> _Spelling | None:
     )
 
 
-def _hyphenated(harness: str) -> str:
+def _hyphenate(harness: str) -> str:
     return harness.lower().replace("_", "-")
 
 
@@ -223,13 +223,13 @@ def _foreign_name(written: str, *, base: Path) -> HarnessTaskName | None:
     in_inspect = _NAMES_IN_INSPECT.get(name.lower())
     if not dot and in_inspect is None:
         return HarnessTaskName(harness=LM_EVAL, task=name)
-    if dot and _hyphenated(harness) not in _HARNESSES:
+    if dot and _hyphenate(harness) not in _HARNESSES:
         raise ConfigurationError(
             f"the task {written!r} names an unknown harness: {harness!r}",
             fix=f"the harnesses are: {', '.join(_HARNESSES)}; native tasks need none: "
             + ", ".join(TASKS.names()),
         )
-    runner = _HARNESSES[_hyphenated(harness)] if dot else INSPECT
+    runner = _HARNESSES[_hyphenate(harness)] if dot else INSPECT
     if runner is None:
         return None
     if runner == INSPECT:

@@ -25,11 +25,11 @@ def keys_without_effect(
 
     Raises ConfigurationError for an adapter that nothing would load: the base would be evaluated.
     """
-    found = dict(_of_target(document))
-    found |= dict(_of_deployment("deployment", document.deployment))
+    reasons = dict(_of_target(document))
+    reasons |= dict(_of_deployment("deployment", document.deployment))
     for name, deployment in document.auxiliary_deployments.items():
-        found |= dict(_of_deployment(f"auxiliary_deployments.{name}", deployment))
-    return {key: why for key, why in found.items() if given(key)}
+        reasons |= dict(_of_deployment(f"auxiliary_deployments.{name}", deployment))
+    return {key: why for key, why in reasons.items() if given(key)}
 
 
 def _of_target(document: LaunchDocument) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """A Lepton workspace, faked: its API for jobs, endpoints and secrets. Jobs are processes here.
 
-Requests must be as leptonai's models have them, which tests/jobs/executors/test_lepton.py checks
-with the package itself. Endpoints answer /health, and nothing else.
+Requests must be as leptonai's models have them, which tests/jobs/executors/lepton/test_executor.py
+checks with the package itself. Endpoints answer /health, and nothing else.
 """
 
 from __future__ import annotations

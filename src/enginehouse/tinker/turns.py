@@ -15,7 +15,7 @@ from enginehouse.tinker.order import Job
 from enginehouse.tinker.parts import split_request
 from enginehouse.tinker.residency import Model, Residency
 from enginehouse.tinker.trainers.base import TrainerInfo
-from enginehouse.tinker.wire import check_data, decode_loss_request
+from enginehouse.tinker.wire import decode_loss_request, require_valid_data
 
 _STEP_COST: Final = 256.0  # tokens that a job without tokens is taken to cost
 _LOAD_COST: Final = 1024.0  # tokens that it is taken to cost to bring a model back into memory
@@ -150,7 +150,7 @@ class Turns:
 
     def _read(self, job: Job, info: TrainerInfo) -> None:
         job.request = decode_loss_request(job.future.body)
-        check_data(
+        require_valid_data(
             job.request,
             vocabulary_size=info.vocabulary_size,
             max_length=min(info.max_length, self._limits.sequence_tokens or info.max_length),

@@ -63,10 +63,10 @@ def killing(word: str, *moments: int) -> Callable[[Progress], None]:
     def hear(progress: Progress) -> None:
         if waiting and progress.done >= waiting[0]:
             children = psutil.Process().children(recursive=True)
-            found = [child for child in children if word in " ".join(command_of(child))]
-            for process in found:
+            processes = [child for child in children if word in " ".join(command_of(child))]
+            for process in processes:
                 process.kill()
-            if found:
+            if processes:
                 waiting.pop(0)
 
     return hear
@@ -99,12 +99,12 @@ async def test_the_engine_is_killed_twice(house: House, tasks: Path) -> None:
 
 def test_its_tasks_are_searched(tasks: Path, call: Call) -> None:
     """By words, in any case, with the user's own among them."""
-    found = call("tasks", "--harness", "lm-eval", "GSM8K", "openai/gsm8k")
-    assert found.code == 0, found.err
-    rows = [line.split() for line in found.out.splitlines()]
+    search = call("tasks", "--harness", "lm-eval", "GSM8K", "openai/gsm8k")
+    assert search.code == 0, search.err
+    rows = [line.split() for line in search.out.splitlines()]
     assert ["lm-eval:gsm8k", "generate", "openai/gsm8k", "main"] in rows
     assert all("gsm8k" in name for name, *_ in rows)
-    assert re.search(r"^\d+ of 1\d,\d{3} tasks$", found.err, re.MULTILINE)
+    assert re.search(r"^\d+ of 1\d,\d{3} tasks$", search.err, re.MULTILINE)
     own = call(
         *("tasks", "--harness", "lm-eval", "mixed", "--include-path", str(tasks), "--json")
     ).report

@@ -102,13 +102,13 @@ def cluster(
         portal = stack.enter_context(start_blocking_portal())
         if request.param == "faked":
             running = running_fake_kubernetes(node)
-            found: Any = stack.enter_context(portal.wrap_async_context_manager(running))
+            plane: Any = stack.enter_context(portal.wrap_async_context_manager(running))
         else:
             (tmp_path / "plane").mkdir()
-            found = stack.enter_context(running_control_plane(tmp_path / "plane"))
-            taken = running_node(found.address, found.token, node)
+            plane = stack.enter_context(running_control_plane(tmp_path / "plane"))
+            taken = running_node(plane.address, plane.token, node)
             stack.enter_context(portal.wrap_async_context_manager(taken))
-        kubeconfig.write_text(yaml.safe_dump(found.kubeconfig()))
+        kubeconfig.write_text(yaml.safe_dump(plane.kubeconfig()))
         yield Cluster(house, call, kubeconfig)
 
 

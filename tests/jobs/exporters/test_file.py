@@ -56,10 +56,10 @@ async def test_every_figure_has_interval_n_and_labels(layout, tmp_path, kind):
     path = tmp_path / f"figures.{kind}"
     export(run, kind, path)
     expected = rows_of(read_figures(run))
-    found = rows_in(kind, path)
-    assert [row["metric"] for row in found][:2] == ["headline", "parts"]
-    assert "pass@2" in {row["metric"] for row in found}
-    for row, own in zip(found, expected, strict=True):
+    rows = rows_in(kind, path)
+    assert [row["metric"] for row in rows][:2] == ["headline", "parts"]
+    assert "pass@2" in {row["metric"] for row in rows}
+    for row, own in zip(rows, expected, strict=True):
         assert list(row) == list(COLUMNS)
         if kind == "parquet":
             assert row == own
@@ -69,8 +69,8 @@ async def test_every_figure_has_interval_n_and_labels(layout, tmp_path, kind):
             assert row[name] == own[name]
         assert int(row["n"]) == own["n"]
         assert str(row["subset"]).lower() == "false"
-    assert found[0]["low"] is not None
-    assert int(found[0]["n"]) == 40
+    assert rows[0]["low"] is not None
+    assert int(rows[0]["n"]) == 40
 
 
 @pytest.mark.parametrize("kind", FORMATS)

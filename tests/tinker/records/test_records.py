@@ -202,9 +202,9 @@ async def test_samplers_by_name(records: Records):
         checkpoint = a_checkpoint(name, kind=kind, user_metadata=metadata, created=later(minutes))
         await records.add_checkpoint(checkpoint)
     for called, name in (("mine", "two"), (model.model_id, "three")):
-        found = await records.sampler_called(called, user="ada")
-        assert found is not None
-        assert found.name == name
+        checkpoint = await records.sampler_called(called, user="ada")
+        assert checkpoint is not None
+        assert checkpoint.name == name
     assert await records.sampler_called("mine", user="bob") is None
     assert await records.sampler_called("two", user="ada") is None
 

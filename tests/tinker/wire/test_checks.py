@@ -8,7 +8,7 @@ import pytest
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.data import Datum, LossRequest
-from enginehouse.tinker.wire import LOSSES, check_data
+from enginehouse.tinker.wire import LOSSES, require_valid_data
 
 ONES = np.ones(3, dtype=np.float32)
 TARGETS = np.array([1, 2, 9], dtype=np.int64)
@@ -33,7 +33,7 @@ def request(*data: Datum, loss: str = "cross_entropy", **config: Any) -> LossReq
 
 def check(checked: LossRequest, **changes: Any) -> None:
     """For a model of 10 ids and 5 positions."""
-    check_data(checked, **({"vocabulary_size": 10, "max_length": 5} | changes))
+    require_valid_data(checked, **({"vocabulary_size": 10, "max_length": 5} | changes))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -1,1 +1,1 @@
-"""Where jobs run. Each executor is a file in this folder; `base.py` says what one is."""
+"""Where jobs run. Each executor is a file or a folder here; `base.py` says what one is."""

@@ -220,7 +220,7 @@ class LocalExecutor:
             command=LocalCommand(name="command", argv=job.command, environment=job.environment),
             companions=tuple(
                 LocalCommand(
-                    name=one.name, argv=_numbered(one.command, node), environment=one.environment
+                    name=one.name, argv=_fill_in(one.command, node), environment=one.environment
                 )
                 for one, node in _nodes(job)
             ),
@@ -371,7 +371,7 @@ def _nodes(job: JobSpec) -> Iterator[tuple[Companion, int]]:
             node += 1
 
 
-def _numbered(words: Sequence[str], node: int) -> tuple[str, ...]:
+def _fill_in(words: Sequence[str], node: int) -> tuple[str, ...]:
     return tuple(w.replace("{node}", str(node)).replace("{head}", "127.0.0.1") for w in words)
 
 

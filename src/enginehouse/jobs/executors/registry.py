@@ -10,7 +10,7 @@ EXECUTORS = Registry(
     "executor",
     {
         "kubernetes": "enginehouse.jobs.executors.kubernetes.executor:KubernetesExecutor",
-        "lepton": "enginehouse.jobs.executors.lepton:LeptonExecutor",
+        "lepton": "enginehouse.jobs.executors.lepton.executor:LeptonExecutor",
         "local": "enginehouse.jobs.executors.local:LocalExecutor",
         "docker": "enginehouse.jobs.executors.docker.executor:DockerExecutor",
         "ray": "enginehouse.jobs.executors.ray.executor:RayExecutor",

@@ -64,7 +64,7 @@ async def probe_output_layer(
         return _not_served(
             f"no such adapter could be tested: {checkpoint} is not a checkpoint on this machine"
         )
-    found = _not_served("an adapter of it changed nothing")
+    layer = _not_served("an adapter of it changed nothing")
     for magnitude in _MAGNITUDES:
         with tempfile.TemporaryDirectory(prefix="enginehouse-probe-") as folder:
             probe = Path(folder)
@@ -75,12 +75,12 @@ async def probe_output_layer(
                 return _not_served(error.why or error.message)
             try:
                 async with pool.held(_ALIAS) as model:
-                    found = await _observe(sampler, model, base_model, vocabulary=shape[0])
+                    layer = await _observe(sampler, model, base_model, vocabulary=shape[0])
             finally:
                 await pool.unload(_ALIAS)
-        if found.answers:
+        if layer.answers:
             break
-    return found
+    return layer
 
 
 def _not_served(why: str) -> OutputLayer:

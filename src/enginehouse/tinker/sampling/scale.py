@@ -30,9 +30,9 @@ async def require_scale(sampler: Sampler, wanted: LogprobScale) -> None:
     asked = requests.scoring_ids(_PROMPT, sorted(given), model=None)
     (token,) = (await sampler.sample(asked)).completions[0].logprobs or ()
     raw = {requests.id_of(one): one.logprob for one in token.top}
-    found = "scaled" if any(abs(raw[t] - given[t]) > _FAR for t in given) else "raw"
-    if found != wanted:
+    scale = "scaled" if any(abs(raw[t] - given[t]) > _FAR for t in given) else "raw"
+    if scale != wanted:
         raise ConfigurationError(
-            f"the vLLM gives {found} log-probabilities, and the service is to give {wanted} ones",
-            fix=f"start it with --logprobs-mode {MODES[wanted]}, or set logprobs to {found}",
+            f"the vLLM gives {scale} log-probabilities, and the service is to give {wanted} ones",
+            fix=f"start it with --logprobs-mode {MODES[wanted]}, or set logprobs to {scale}",
         )

@@ -3,7 +3,7 @@
 Numbers keep their bits: tensors are views of the bytes that came, and bytes of the arrays that go.
 """
 
-from enginehouse.tinker.wire.checks import LOSSES, check_data
+from enginehouse.tinker.wire.checks import LOSSES, require_valid_data
 from enginehouse.tinker.wire.loss import (
     LossIdentity,
     decode_loss_request,
@@ -15,10 +15,10 @@ from enginehouse.tinker.wire.sample import decode_sample_request, encode_sampled
 __all__ = [
     "LOSSES",
     "LossIdentity",
-    "check_data",
     "decode_loss_request",
     "decode_sample_request",
     "encode_loss_result",
     "encode_sampled",
     "identify_loss_request",
+    "require_valid_data",
 ]

@@ -47,7 +47,7 @@ LOSSES: Final[Mapping[str, LossInputs]] = {
 """Every loss of the API that runs in the service."""
 
 
-def check_data(
+def require_valid_data(
     request: LossRequest,
     *,
     vocabulary_size: int,
@@ -60,11 +60,11 @@ def check_data(
     that the trainer knows.
     """
     needs = _loss(request.loss, losses)
-    _check_parameters(request, needs)
+    _require_valid_parameters(request, needs)
     if not request.data:
         raise TinkerError("the request has no data", fix="send at least one datum")
     for index, datum in enumerate(request.data):
-        _check_datum(
+        _require_valid_datum(
             datum,
             needs,
             where=f"datum {index}",
@@ -90,7 +90,7 @@ def _loss(name: str, losses: Collection[str]) -> LossInputs:
     return LOSSES[name]
 
 
-def _check_parameters(request: LossRequest, needs: LossInputs) -> None:
+def _require_valid_parameters(request: LossRequest, needs: LossInputs) -> None:
     for name, value in request.config.items():
         if name not in needs.parameters:
             known = ", ".join(sorted(needs.parameters)) or "it has none"
@@ -101,7 +101,7 @@ def _check_parameters(request: LossRequest, needs: LossInputs) -> None:
             raise TinkerError(f"{request.loss}: {name} must be a finite number, not {value!r}")
 
 
-def _check_datum(
+def _require_valid_datum(
     datum: Datum,
     needs: LossInputs,
     *,
@@ -118,13 +118,13 @@ def _check_datum(
             f"{where} has {length} tokens, but the longest sequence here is {max_length}",
             fix="shorten the sequence",
         )
-    _check_ids(datum.tokens, vocabulary_size, f"{where}: model_input")
-    _check_names(datum, needs, where=where, loss=loss)
+    _require_token_ids(datum.tokens, vocabulary_size, f"{where}: model_input")
+    _require_inputs(datum, needs, where=where, loss=loss)
     targets = datum.inputs[_TARGETS]
     if targets.dtype != np.int64:
         raise TinkerError(f"{where}: {_TARGETS} must be integers, not {targets.dtype}")
-    _check_shape(targets, length, needs, f"{where}: {_TARGETS}")
-    _check_ids(targets, vocabulary_size, f"{where}: {_TARGETS}")
+    _require_shape(targets, length, needs, f"{where}: {_TARGETS}")
+    _require_token_ids(targets, vocabulary_size, f"{where}: {_TARGETS}")
     for name, values in datum.inputs.items():
         if name == _TARGETS:
             continue
@@ -135,10 +135,10 @@ def _check_datum(
                 f"{where}: {name} has the shape {list(values.shape)}, "
                 f"but {_TARGETS} has {list(targets.shape)}"
             )
-        _check_finite(values, f"{where}: {name}")
+        _require_finite(values, f"{where}: {name}")
 
 
-def _check_names(datum: Datum, needs: LossInputs, *, where: str, loss: str) -> None:
+def _require_inputs(datum: Datum, needs: LossInputs, *, where: str, loss: str) -> None:
     required = {_TARGETS, *needs.required}
     missing = sorted(required - set(datum.inputs))
     if missing:
@@ -156,7 +156,7 @@ def _check_names(datum: Datum, needs: LossInputs, *, where: str, loss: str) -> N
         )
 
 
-def _check_shape(targets: NDArray[Any], length: int, needs: LossInputs, where: str) -> None:
+def _require_shape(targets: NDArray[Any], length: int, needs: LossInputs, where: str) -> None:
     if targets.ndim not in ((1, 2) if needs.matrix else (1,)) or targets.shape[0] != length:
         wanted = f"[{length}] or [{length}, K]" if needs.matrix else f"[{length}]"
         raise TinkerError(
@@ -167,7 +167,7 @@ def _check_shape(targets: NDArray[Any], length: int, needs: LossInputs, where: s
         raise TinkerError(f"{where} has the shape {list(targets.shape)}, and so no targets")
 
 
-def _check_ids(ids: NDArray[Any], vocabulary_size: int, where: str) -> None:
+def _require_token_ids(ids: NDArray[Any], vocabulary_size: int, where: str) -> None:
     wrong = (ids < 0) | (ids >= vocabulary_size)
     if wrong.any():
         position = _first(wrong)
@@ -178,7 +178,7 @@ def _check_ids(ids: NDArray[Any], vocabulary_size: int, where: str) -> None:
         )
 
 
-def _check_finite(values: NDArray[Any], where: str) -> None:
+def _require_finite(values: NDArray[Any], where: str) -> None:
     wrong = ~np.isfinite(values)
     if wrong.any():
         position = _first(wrong)

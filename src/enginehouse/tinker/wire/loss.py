@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from enginehouse.core.errors import TinkerError
 from enginehouse.tinker.data import Datum, LossRequest, LossResult
-from enginehouse.tinker.wire.schema import messages, parse, refuse_unknown_fields
+from enginehouse.tinker.wire.schema import messages, parse, require_known_fields
 from enginehouse.tinker.wire.tensors import LARGEST, decode_tensor, dtype_code
 
 _TEXT_ONLY = "this service trains on text; send token ids only"
@@ -50,12 +50,12 @@ def identify_loss_request(body: bytes) -> LossIdentity:
 def decode_loss_request(body: bytes) -> LossRequest:
     """The request. Raises TinkerError naming the datum and the field that cannot be read.
 
-    Whether its numbers make sense is for `check_data` to say. Takes some 50 µs per datum, which
-    blocks.
+    Whether its numbers make sense is for `require_valid_data` to say. Takes some 50 µs per datum,
+    which blocks.
     """
     message = parse(messages().ForwardBackwardRequest, body)
-    refuse_unknown_fields(message, "the request")
-    _check_sparse(message)
+    require_known_fields(message, "the request")
+    _require_small_tensors(message)
     return LossRequest(
         model_id=message.model_id,
         loss=message.loss_fn,
@@ -85,7 +85,7 @@ def _config(message: Any) -> Mapping[str, float | str]:
         return dict(message.loss_fn_config)
     config: dict[str, float | str] = {}
     for name, value in message.loss_fn_config_v2.items():
-        refuse_unknown_fields(value, f"loss_fn_config_v2[{name!r}]")
+        require_known_fields(value, f"loss_fn_config_v2[{name!r}]")
         kind = value.WhichOneof("value")
         if kind is None:
             raise TinkerError(f"loss_fn_config_v2[{name!r}] has no value")
@@ -93,7 +93,7 @@ def _config(message: Any) -> Mapping[str, float | str]:
     return config
 
 
-def _check_sparse(message: Any) -> None:
+def _require_small_tensors(message: Any) -> None:
     """Refuse a small body that would fill the memory once its sparse tensors are dense."""
     cells = sum(
         abs(math.prod(tensor.shape))
@@ -110,7 +110,7 @@ def _check_sparse(message: Any) -> None:
 
 
 def _datum(message: Any, where: str) -> Datum:
-    refuse_unknown_fields(message, where)
+    require_known_fields(message, where)
     tokens = _tokens(message.model_input, where)
     inputs = {
         name: decode_tensor(tensor, f"{where}: {name}")
@@ -124,12 +124,12 @@ def _tokens(chunks: Iterable[Any], where: str) -> NDArray[np.int32]:
     for index, chunk in enumerate(chunks):
         kind = chunk.WhichOneof("chunk")
         if kind != "encoded_text":
-            refuse_unknown_fields(chunk, f"{where}, chunk {index}")
+            require_known_fields(chunk, f"{where}, chunk {index}")
             raise TinkerError(
                 f"{where}, chunk {index}: {kind or 'empty'} chunks are not supported",
                 fix=_TEXT_ONLY,
             )
-        refuse_unknown_fields(chunk.encoded_text, f"{where}, chunk {index}")
+        require_known_fields(chunk.encoded_text, f"{where}, chunk {index}")
         data = chunk.encoded_text.tokens
         if len(data) % 4:
             raise TinkerError(f"{where}, chunk {index}: the tokens are not int32 values")
@@ -161,10 +161,10 @@ def _spans(spans: Sequence[Any], length: int, where: str) -> NDArray[np.bool_]:
     for index, span in enumerate(spans):
         kind = span.WhichOneof("span")
         if kind is None:
-            refuse_unknown_fields(span, f"{where}[{index}]")
+            require_known_fields(span, f"{where}[{index}]")
             raise TinkerError(f"{where}[{index}] covers neither prompt tokens nor sampled tokens")
         source = getattr(span, kind)
-        refuse_unknown_fields(source, f"{where}[{index}]")
+        require_known_fields(source, f"{where}[{index}]")
         if not source.sequence_id or source.offset < 0 or source.length < 0:
             raise TinkerError(
                 f"{where}[{index}] needs a sequence_id, and an offset and a length from 0, but has "

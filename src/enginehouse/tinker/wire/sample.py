@@ -18,7 +18,7 @@ from enginehouse.tinker.wire.tensors import (
     dense_from_csr,
     dtype_code,
     encode_tensor,
-    shaped,
+    reshape,
 )
 
 _STOPPED, _CUT_OFF = 0, 1  # the enum StopReason
@@ -88,8 +88,8 @@ def decode_sample_request(body: Mapping[str, Any]) -> TokenPrompt:
     request = _request(body)
     tokens = _tokens(request.prompt)
     parameters = request.sampling_params
-    _check_counts(request, len(tokens))
-    _check_parameters(parameters)
+    _require_valid_counts(request, len(tokens))
+    _require_valid_parameters(parameters)
     first_scored = None
     if request.prompt_logprobs or request.prompt_logprobs_last_n is not None:
         last = request.prompt_logprobs_last_n
@@ -190,7 +190,7 @@ def _integers(values: Sequence[Any], where: str) -> NDArray[np.int64]:
     return array
 
 
-def _check_counts(request: _SampleRequest, length: int) -> None:
+def _require_valid_counts(request: _SampleRequest, length: int) -> None:
     if request.num_samples < 1:
         raise TinkerError(f"num_samples is {request.num_samples}; ask for at least one")
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
@@ -208,7 +208,7 @@ def _check_counts(request: _SampleRequest, length: int) -> None:
         )
 
 
-def _check_parameters(parameters: _SamplingParams) -> None:
+def _require_valid_parameters(parameters: _SamplingParams) -> None:
     if parameters.max_tokens is not None and parameters.max_tokens < 0:
         raise TinkerError(f"max_tokens is {parameters.max_tokens}; it must be 0 or greater")
     if not (math.isfinite(parameters.temperature) and parameters.temperature >= 0):
@@ -242,7 +242,7 @@ def _targets(tensor: _Tensor, prompt_length: int) -> NDArray[np.int64]:
         )
     cells = _cells(tensor)
     if cells is None:
-        targets = shaped(data, shape, _TARGETS)
+        targets = reshape(data, shape, _TARGETS)
     else:
         targets = dense_from_csr(
             data, cells.row_ends, cells.columns, shape=shape, where=_TARGETS, fill=-1

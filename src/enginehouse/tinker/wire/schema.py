@@ -83,7 +83,7 @@ def same_content(one: bytes, other: bytes, *, content_type: str) -> bool:
         return False
 
 
-def refuse_unknown_fields(message: Any, where: str) -> None:
+def require_known_fields(message: Any, where: str) -> None:
     """Raise TinkerError if the message has fields that this version of the schema lacks.
 
     Only its own fields are looked at, not those of the messages in it.

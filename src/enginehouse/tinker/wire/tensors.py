@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginehouse.core.errors import TinkerError
-from enginehouse.tinker.wire.schema import messages, refuse_unknown_fields
+from enginehouse.tinker.wire.schema import messages, require_known_fields
 
 LARGEST = 1 << 26
 """Elements of one tensor when it is dense: 512 MB of int64."""
@@ -30,7 +30,7 @@ def decode_tensor(tensor: Any, where: str, *, fill: int = 0) -> NDArray[Any]:
     int32 becomes int64 and bfloat16 becomes float32, both exactly. `fill` is what a sparse tensor
     does not list. Raises TinkerError, beginning with `where`.
     """
-    refuse_unknown_fields(tensor, where)
+    require_known_fields(tensor, where)
     stored = _TYPES.get(tensor.dtype)
     if stored is None:
         raise TinkerError(
@@ -39,18 +39,18 @@ def decode_tensor(tensor: Any, where: str, *, fill: int = 0) -> NDArray[Any]:
         )
     shape = tuple(tensor.shape)
     if tensor.HasField("sparse_csr"):
-        refuse_unknown_fields(tensor.sparse_csr, where)
-        values = _widened(_numbers(tensor.sparse_csr.values, stored, where), tensor.dtype)
+        require_known_fields(tensor.sparse_csr, where)
+        values = _widen(_numbers(tensor.sparse_csr.values, stored, where), tensor.dtype)
         rows = _numbers(tensor.sparse_csr.crow_indices, np.dtype(np.int64), where)
         columns = _numbers(tensor.sparse_csr.col_indices, np.dtype(np.int64), where)
         return dense_from_csr(values, rows, columns, shape=shape, where=where, fill=fill)
     if not tensor.HasField("dense"):
         raise TinkerError(f"{where}: the tensor has no data")
-    values = _widened(_numbers(tensor.dense, stored, where), tensor.dtype)
-    return shaped(values, shape or values.shape, where)
+    values = _widen(_numbers(tensor.dense, stored, where), tensor.dtype)
+    return reshape(values, shape or values.shape, where)
 
 
-def shaped(values: NDArray[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
+def reshape(values: NDArray[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
     """`values` in that shape. Raises TinkerError if their number does not fit."""
     if min(shape, default=0) < 0 or math.prod(shape) != values.size:
         raise TinkerError(
@@ -132,7 +132,7 @@ def _numbers(data: bytes, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype=dtype)
 
 
-def _widened(values: NDArray[Any], code: int) -> NDArray[Any]:
+def _widen(values: NDArray[Any], code: int) -> NDArray[Any]:
     if code == _BFLOAT16:  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
     if code == _INT32:

@@ -36,17 +36,17 @@ def status(queue: list[tuple[int, str, str]], record: str):
 )
 def test_states(queue, record, state, reason):
     """What the queue shows, and otherwise what the job wrote down."""
-    found = status(queue, record)
-    assert (found.state, found.reason) == (state, reason)
+    job_status = status(queue, record)
+    assert (job_status.state, job_status.reason) == (state, reason)
 
 
 def test_a_successor_that_waits_is_pending_and_says_why():
     """It names what ended the last attempt, and what the next one waits for."""
-    found = status([(7, "TIMEOUT", "TimeLimit"), (8, "PENDING", "Priority")], TIMED_OUT)
-    assert found.state is JobState.PENDING
-    assert found.reason is not None
-    assert "TIMEOUT" in found.reason
-    assert "Priority" in found.reason
+    job_status = status([(7, "TIMEOUT", "TimeLimit"), (8, "PENDING", "Priority")], TIMED_OUT)
+    assert job_status.state is JobState.PENDING
+    assert job_status.reason is not None
+    assert "TIMEOUT" in job_status.reason
+    assert "Priority" in job_status.reason
 
 
 def test_a_successor_that_never_runs_does_not_count():

@@ -62,12 +62,12 @@ async def failure(slurm: SlurmExecutor) -> JobError:
 
 def clients(server: SSHServer) -> list[psutil.Process]:
     """The processes of ssh that this server's key opens."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.name() == "ssh" and str(server.folder) in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @pytest.mark.parametrize("name", CASES)

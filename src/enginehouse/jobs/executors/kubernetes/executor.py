@@ -110,7 +110,7 @@ class KubernetesExecutor:
                 await asyncio.shield(cluster.delete(BATCH, "jobs", name, uid=uid))
                 raise
         except ApiError as error:
-            raise _worded(error, f"the job {job.id} was not submitted", cluster) from error
+            raise _job_error(error, f"the job {job.id} was not submitted", cluster) from error
         return self._handle(job, cluster, uid)
 
     async def find(self, job: JobSpec) -> Handle | None:
@@ -119,7 +119,7 @@ class KubernetesExecutor:
         try:
             there = await cluster.read(BATCH, "jobs", name_of(job.id))
         except ApiError as error:
-            raise _worded(error, f"the job {job.id} could not be looked up", cluster) from error
+            raise _job_error(error, f"the job {job.id} could not be looked up", cluster) from error
         return self._handle(job, cluster, there["metadata"]["uid"]) if there else None
 
     def _handle(self, job: JobSpec, cluster: Cluster, uid: str) -> Handle:
@@ -149,7 +149,7 @@ class KubernetesExecutor:
                 listed = await cluster.list(BATCH, "jobs", selector=selector)
                 pods += await cluster.list("", "pods", selector=selector)
             except ApiError as error:
-                raise _worded(error, "the jobs cannot be listed", cluster) from error
+                raise _job_error(error, "the jobs cannot be listed", cluster) from error
             jobs |= {one["metadata"]["uid"]: one for one in listed}
         return [
             job_status(jobs.get(_uid(one)), pods_of(_uid(one), pods))
@@ -180,7 +180,7 @@ class KubernetesExecutor:
                 async for piece in cluster.log(pod["metadata"]["name"], follow=False):
                     yield piece
         except ApiError as error:
-            raise _worded(error, "the job's output cannot be read", cluster) from error
+            raise _job_error(error, "the job's output cannot be read", cluster) from error
         if not read and not follow and status.state.ended and not pods:
             raise JobError(
                 "the job's output is no longer available",
@@ -210,7 +210,7 @@ class KubernetesExecutor:
                 async with Reader(cluster, self._manifests.reader(handle)) as name:
                     await copy_folder(cluster, name, folder, into)
         except ApiError as error:
-            raise _worded(error, "the job's folder cannot be read", cluster) from error
+            raise _job_error(error, "the job's folder cannot be read", cluster) from error
         return into
 
     async def cancel(self, handle: Handle) -> None:
@@ -225,7 +225,7 @@ class KubernetesExecutor:
             if not status.state.ended and await cluster.delete(BATCH, "jobs", name, uid=uid):
                 await until_gone(cluster, "jobs", name, uid, group=BATCH)
         except ApiError as error:
-            raise _worded(error, "the job was not cancelled", cluster) from error
+            raise _job_error(error, "the job was not cancelled", cluster) from error
 
     async def _cluster(self) -> Cluster:
         async with self._connecting:
@@ -267,7 +267,7 @@ class KubernetesExecutor:
         await until_gone(cluster, "jobs", name, uid, group=BATCH)
 
 
-def _worded(error: ApiError, what: str, cluster: Cluster) -> JobError:
+def _job_error(error: ApiError, what: str, cluster: Cluster) -> JobError:
     """What the API server's refusal means for a job."""
     namespace = cluster.namespace
     kind, fix = "refused", "the API server's message explains what is wrong"

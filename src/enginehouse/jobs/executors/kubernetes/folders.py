@@ -70,7 +70,7 @@ async def until_gone(
     cluster: Cluster, plural: str, name: str, uid: str | None, *, group: str = ""
 ) -> None:
     """Wait until no object of that name, or another one, is there."""
-    while (found := await cluster.read(group, plural, name)) is not None:
-        if uid is not None and found["metadata"]["uid"] != uid:
+    while (current := await cluster.read(group, plural, name)) is not None:
+        if uid is not None and current["metadata"]["uid"] != uid:
             return
         await asyncio.sleep(_POLL)

@@ -206,7 +206,7 @@ class RayCluster:
         if reply.status == 404 and missing is None:
             return None
         if reply.status >= 400:
-            raise self._refused(reply.status, content.decode(errors="replace"))
+            raise self._refusal(reply.status, content.decode(errors="replace"))
         return content
 
     def _unreachable(self, error: BaseException) -> JobError:
@@ -218,7 +218,7 @@ class RayCluster:
             kind="unreachable",
         )
 
-    def _refused(self, status: int, text: str) -> JobError:
+    def _refusal(self, status: int, text: str) -> JobError:
         if status in (401, 403):
             return JobError(
                 f"the Ray cluster at {self.address} refuses access (HTTP {status})",

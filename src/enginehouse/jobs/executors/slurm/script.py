@@ -168,7 +168,7 @@ def _flags(job: JobSpec, settings: SlurmSettings, *, walltime: int) -> Iterator[
         if value is True:
             yield f"--{name}"
         elif value is not None and value is not False:
-            yield f"--{name}={_quoted(value)}"
+            yield f"--{name}={_quote(value)}"
 
 
 def _step(job: JobSpec, name: str, container: Container | None, *, first: int, nodes: int) -> str:
@@ -227,7 +227,7 @@ def _time(seconds: int) -> str:
     return f"{hours // 24}-{hours % 24:02}:{minutes:02}:{seconds:02}"
 
 
-def _quoted(value: str | float) -> str:
+def _quote(value: str | float) -> str:
     """A value in a #SBATCH line, where a backslash escapes only quotes and itself."""
     text = str(value)
     if re.fullmatch(r"[\w./:,=@%+-]+", text):

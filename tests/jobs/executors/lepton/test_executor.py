@@ -17,7 +17,8 @@ from tests.support.lepton_package import ensure_lepton_package
 
 from enginehouse.core.errors import ConfigurationError, JobError
 from enginehouse.jobs.base import Companion, Environment, Handle, JobSpec, JobState, JobStatus
-from enginehouse.jobs.executors.lepton import LeptonExecutor, LeptonSettings
+from enginehouse.jobs.executors.lepton.executor import LeptonExecutor
+from enginehouse.jobs.executors.lepton.settings import LeptonSettings
 from enginehouse.jobs.launch_file import read_launch
 from enginehouse.jobs.plan import plan_launch
 from enginehouse.runtime.context import Context

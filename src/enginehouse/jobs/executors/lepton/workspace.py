@@ -102,15 +102,15 @@ class Workspace:
 
     async def jobs(self, *, name: str) -> list[dict[str, Any]]:
         """The jobs whose names contain `name`, with those that have ended."""
-        found: list[dict[str, Any]] = []
+        jobs: list[dict[str, Any]] = []
         query = {"job_query_mode": "alive_and_archive", "q": name, "page_size": str(_PAGE)}
         while True:
-            query["page"] = str(len(found) // _PAGE + 1)
+            query["page"] = str(len(jobs) // _PAGE + 1)
             reply = await self.read("/jobs", query) or []
             page = reply.get("jobs") or [] if isinstance(reply, dict) else reply
-            found += page
+            jobs += page
             if len(page) < _PAGE:
-                return found
+                return jobs
 
     async def log(self, path: str) -> str:
         """A replica's log so far: Lepton streams that of a running one, and ends it never."""
