@@ -10,13 +10,13 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.command_line import House, journaled, sums
+from tests.support.small_disks import SmallDisk, small_disk
 
 from enginehouse.core.errors import EnginehouseError
 
@@ -280,23 +280,18 @@ def test_every_error_class_has_a_documented_exit_code():
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     """A disk of 300 KB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"may not mount a small disk: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_disk(tmp_path / "disk") as own:
+        own.resize(300)
+        yield own
 
 
 @pytest.mark.slow
-def test_a_full_disk(house: House, call, small_disk: Path):
+def test_a_full_disk(house: House, call, full_disk: SmallDisk):
     """Exit code 8 and the free space; with room again the run continues, and nothing is lost."""
-    house.home = small_disk
-    house.env["ENGINEHOUSE_HOME"] = str(small_disk)
+    house.home = full_disk.place
+    house.env["ENGINEHOUSE_HOME"] = str(full_disk.place)
     house.model()
     items, canned = sums(right=400)
     house.task(items)
@@ -304,7 +299,7 @@ def test_a_full_disk(house: House, call, small_disk: Path):
     done = call("eval", "tiny", "--task", "sums.yaml", *words)
     check(done, 8, ["0.0 MB", "resume"])
     house.nothing_left()
-    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    full_disk.resize(4096)
     run = re.findall(r"enginehouse resume (\S+)", done.err)[0]
     resumed = call("resume", run, "--json")
     assert resumed.code == 0, resumed.err

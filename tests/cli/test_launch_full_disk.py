@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.support.command_line import Finished, House, journaled, sums, until
+from tests.support.small_disks import small_disk
 
 from enginehouse.core.errors import StoreError
 
@@ -21,19 +20,8 @@ Resize = Callable[[int], None]
 @pytest.fixture
 def disk(house: House) -> Iterator[Resize]:
     """Give the jobs' folder a disk of so many KB, or make it larger."""
-    place = house.work / "jobs"
-    place.mkdir()
-
-    def resize(size: int) -> None:
-        how = "remount," if os.path.ismount(place) else ""
-        mount = ["mount", "-t", "tmpfs", "-o", f"{how}size={size}k", "tmpfs", str(place)]
-        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-        if mounted.returncode:
-            pytest.skip(f"may not mount a small disk: {mounted.stderr.strip()}")
-
-    yield resize
-    if os.path.ismount(place):
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_disk(house.work / "jobs") as own:
+        yield own.resize
 
 
 @pytest.fixture

@@ -5,16 +5,15 @@ Every time: what happened, why, what to do next, the documented exit code, and n
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.command_line import Finished, House, journaled, sums, until
+from tests.support.small_disks import small_disk
 
 from enginehouse.commands import evaluate as evaluating
 
@@ -169,22 +168,14 @@ def test_a_port_that_is_taken_in_the_last_moment(house: House, words):
 @pytest.fixture
 def disk(house: House, tmp_path: Path) -> Iterator[Callable[[int], None]]:
     """Give the user's home a disk of so many KB, or make it larger."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    with small_disk(tmp_path / "disk") as own:
 
-    def resize(size: int) -> None:
-        how = "remount," if os.path.ismount(place) else ""
-        options = ["-t", "tmpfs", "-o", f"{how}size={size}k"]
-        mount = ["mount", *options, "tmpfs", str(place)]
-        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-        if mounted.returncode:
-            pytest.skip(f"may not mount a small disk: {mounted.stderr.strip()}")
-        house.home = place
-        house.env["ENGINEHOUSE_HOME"] = str(place)
+        def resize(size: int) -> None:
+            own.resize(size)
+            house.home = own.place
+            house.env["ENGINEHOUSE_HOME"] = str(own.place)
 
-    yield resize
-    if os.path.ismount(place):
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        yield resize
 
 
 @pytest.mark.slow

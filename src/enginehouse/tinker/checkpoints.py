@@ -204,7 +204,7 @@ class CheckpointStore:
             try:
                 await self.expire()
                 await self.watch_snapshots()
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 _log.warning("expired checkpoints were not removed: %s", error)
             await asyncio.sleep(_EXPIRY_INTERVAL)
 

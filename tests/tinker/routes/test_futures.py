@@ -226,5 +226,7 @@ async def test_a_client_that_disconnects_leaves_nothing(service, route):
     writer.close()
     await writer.wait_closed()
     await service.until_polled(0)
-    while asyncio.all_tasks() - tasks:  # noqa: ASYNC110 (they end soon, or the test fails)
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while asyncio.all_tasks() - tasks:  # noqa: ASYNC110 (nothing tells when they end)
+            await asyncio.sleep(0)
+    assert service.futures.polls == 0
